@@ -1,0 +1,236 @@
+"""What has to hold between the parts of a stack. Each check yields every problem it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+from model.base import IPAddress, Problem
+from model.mail import Target
+from model.network import Network, Role
+from model.stack import Stack
+
+Check = Callable[[Stack], Iterator[Problem]]
+
+
+def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
+    for name, host in stack.hosts.items():
+        if host.site not in stack.sites:
+            yield Problem(f"hosts.{name}.site", f"there is no site {host.site} (sites: {', '.join(stack.sites)})")
+        elif not name.endswith(f"-{host.site}"):
+            yield Problem(f"hosts.{name}", f"a host is named role-site: its name must end in -{host.site}")
+
+
+def machines_are_clear(stack: Stack) -> Iterator[Problem]:
+    for name, host in stack.hosts.items():
+        if host.site not in stack.sites:
+            continue
+        hypervisor = stack.sites[host.site].hypervisor
+        if (host.machine is None) == (host.existing is None):
+            yield Problem(f"hosts.{name}", "say either machine (a VM that the stack makes) or existing, one of them")
+        elif host.machine and not hypervisor:
+            yield Problem(f"hosts.{name}.machine", f"site {host.site} has no hypervisor to make it on")
+        elif host.machine and hypervisor and stack.release_of(stack.all_hosts[name]) not in hypervisor.images:
+            release = stack.release_of(stack.all_hosts[name])
+            yield Problem(f"sites.{host.site}.hypervisor.images", f"no image of Debian {release}, which {name} needs")
+
+
+def _outside(addresses: tuple[IPAddress, ...], network: Network | None) -> Iterator[tuple[int, IPAddress]]:
+    for index, address in enumerate(addresses):
+        if network is None or not any(address in prefix for prefix in network.prefixes):
+            yield index, address
+
+
+def addresses_are_inside_their_prefix(stack: Stack) -> Iterator[Problem]:
+    for name, host in stack.hosts.items():
+        site = stack.sites.get(host.site)
+        if site is None:
+            continue
+        for kind, network in (("local", site.local), ("public", site.public)):
+            prefixes = ", ".join(map(str, network.prefixes)) if network else "it has none"
+            for index, address in _outside(getattr(host.addresses, kind), network):
+                yield Problem(
+                    f"hosts.{name}.addresses.{kind}[{index}]",
+                    f"{address} is not in a {kind} prefix of site {host.site} ({prefixes})",
+                )
+            versions = [address.version for address in getattr(host.addresses, kind)]
+            if len(versions) != len(set(versions)):
+                yield Problem(f"hosts.{name}.addresses.{kind}", "at most one address of each family")
+
+
+def addresses_are_unique(stack: Stack) -> Iterator[Problem]:
+    seen: dict[IPAddress, str] = {}
+    for site_name, site in stack.sites.items():
+        for kind, network in (("local", site.local), ("public", site.public)):
+            for gateway in network.gateways if network else ():
+                seen.setdefault(gateway, f"sites.{site_name}.{kind}.gateways")
+    for index, named in enumerate(stack.gateways):
+        for address in named.addresses:
+            seen.setdefault(address, f"gateways[{index}]")
+    for name, host in stack.hosts.items():
+        for kind in ("local", "public"):
+            for index, address in enumerate(getattr(host.addresses, kind)):
+                path = f"hosts.{name}.addresses.{kind}[{index}]"
+                if address in seen:
+                    yield Problem(path, f"{address} is taken already by {seen[address]}")
+                seen.setdefault(address, path)
+
+
+def prefixes_do_not_overlap(stack: Stack) -> Iterator[Problem]:
+    for (one, first), (other, second) in combinations(stack.sites.items(), 2):
+        for a in first.local.prefixes:
+            for b in second.local.prefixes:
+                if a.version == b.version and a.overlaps(b):
+                    yield Problem(f"sites.{other}.local.prefixes", f"{b} overlaps {a} of site {one}")
+
+
+def roles_are_placed(stack: Stack) -> Iterator[Problem]:
+    for role in (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP, Role.FRONTEND, Role.RSPAMD):
+        if not stack.hosts_with(role):
+            yield Problem("hosts", f"no host has the role {role.value}, which the service cannot do without")
+    for role in (Role.SMTP_IN, Role.FRONTEND):
+        for host in stack.hosts_with(role):
+            if not host.addresses.public:
+                yield Problem(f"hosts.{host.name}.addresses.public", f"{role.value} serves the internet: it needs one")
+    postfix = (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP)
+    for name, host in stack.hosts.items():
+        mta = [role.value for role in postfix if role in host.roles]
+        if len(mta) > 1:
+            yield Problem(f"hosts.{name}.roles", f"{' and '.join(mta)} cannot share a host: each has a Postfix of its own")
+        if mta and Role.RELAY_CLIENT in host.roles:
+            yield Problem(f"hosts.{name}.roles", "relay-client (OpenSMTPD) cannot stand beside Postfix on Debian")
+
+
+def targets_lead_somewhere(stack: Stack) -> Iterator[Problem]:
+    def problem(target: Target) -> str | None:
+        if target.account is not None and target.account not in stack.accounts:
+            return f"there is no account {target.account}"
+        if target.address:
+            domain = target.address.split("@")[1]
+            if (domain in stack.domains or domain == stack.mailbox_domain) and not stack.accepts(target.address):
+                return f"{target} is in a domain of this stack, but no account, alias or catch-all takes it"
+        return None
+
+    for domain, settings in stack.domains.items():
+        for local, targets in settings.aliases.items():
+            for target in targets:
+                if message := problem(target):
+                    yield Problem(f"domains.{domain}.aliases.{local}", message)
+            if len(targets) > 1 and any(target.discards for target in targets):
+                yield Problem(f"domains.{domain}.aliases.{local}", "/dev/null beside other targets does nothing")
+    if message := problem(stack.service.postmaster):
+        yield Problem("service.postmaster", message)
+
+
+def aliases_do_not_loop(stack: Stack) -> Iterator[Problem]:
+    def next_addresses(address: str) -> list[str]:
+        local, _, domain = address.partition("@")
+        aliases = stack.resolved_aliases(domain) if domain in stack.domains else {}
+        targets = aliases.get(local) or aliases.get(local.split("+")[0]) or aliases.get("*") or ()
+        return [target.address for target in targets if target.address]
+
+    for domain, settings in stack.domains.items():
+        for local in settings.aliases:
+            start = f"{local}@{domain}"
+            seen, ahead = set[str](), next_addresses(start)
+            while ahead:
+                address = ahead.pop()
+                if address == start:
+                    yield Problem(f"domains.{domain}.aliases.{local}", "the alias leads back to itself")
+                    break
+                if address not in seen:
+                    seen.add(address)
+                    ahead.extend(next_addresses(address))
+
+
+def equal_domains_exist(stack: Stack) -> Iterator[Problem]:
+    for name, domain in stack.domains.items():
+        if domain.same_as is None:
+            continue
+        other = stack.domains.get(domain.same_as)
+        if other is None:
+            yield Problem(f"domains.{name}.same_as", f"{domain.same_as} is not a domain of this stack")
+        elif other.same_as is not None:
+            yield Problem(f"domains.{name}.same_as", f"{domain.same_as} is itself the same as {other.same_as}: name that")
+
+
+def zones_have_servers(stack: Stack) -> Iterator[Problem]:
+    for zone, server in stack.dns.zones.items():
+        if server is not None and server not in stack.dns.servers:
+            yield Problem(f"dns.zones.{zone}", f"there is no server {server} in dns.servers")
+    zones = tuple(stack.dns.zones)
+    for path, name in (("service.domain", stack.domain), ("service.network_domain", stack.net)):
+        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+            yield Problem("dns.zones", f"no zone holds {name} ({path}): name it, with null where you publish it yourself")
+    for domain in stack.domains:
+        if not any(domain == zone or domain.endswith(f".{zone}") for zone in zones):
+            yield Problem("dns.zones", f"no zone holds {domain} (domains): name it, with null where you publish it yourself")
+
+
+def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
+    for name, account in stack.accounts.items():
+        for index, address in enumerate(account.send_as):
+            if address.split("@")[1] not in stack.domains:
+                yield Problem(f"accounts.{name}.send_as[{index}]", f"{address} is not in a domain of this stack")
+    for name, user in stack.machine_users.items():
+        if name in stack.accounts:
+            yield Problem(f"machine_users.{name}", "an account has this name already")
+        if user.mail_from not in stack.domains:
+            yield Problem(f"machine_users.{name}.mail_from", f"{user.mail_from} is not a domain of this stack")
+        for host in user.hosts:
+            if host not in stack.hosts:
+                yield Problem(f"machine_users.{name}.hosts", f"there is no host {host}")
+
+
+def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
+    if not stack.gateways:
+        yield Problem("gateways", "none named: SPF has to list the addresses that smtp-out is seen by")
+
+
+CHECKS: tuple[Check, ...] = (
+    hosts_are_at_known_sites,
+    machines_are_clear,
+    addresses_are_inside_their_prefix,
+    addresses_are_unique,
+    prefixes_do_not_overlap,
+    roles_are_placed,
+    equal_domains_exist,
+    zones_have_servers,
+    senders_have_a_place,
+    gateways_cover_senders,
+)
+"""In this order: a check may rely on those before it only to be silent, never to be right."""
+
+AFTER_EQUAL_DOMAINS: tuple[Check, ...] = (targets_lead_somewhere, aliases_do_not_loop)
+"""These follow ``same_as``, so they run only when that is sound."""
+
+
+def all_problems(stack: Stack) -> list[Problem]:
+    """Every problem between the parts of a stack, sorted by path."""
+    problems = [problem for check in CHECKS for problem in check(stack)]
+    if not any(problem.path.endswith(".same_as") for problem in problems):
+        problems += [problem for check in AFTER_EQUAL_DOMAINS for problem in check(stack)]
+    return sorted(problems)
+
+
+def missing_keys(stack: Stack) -> list[Problem]:
+    """What ``make keys`` has not made yet. Checked before a push, not before rendering."""
+    public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
+    problems = [] if public.authority else [Problem("keys.public.authority", advice)]
+    problems += [Problem(f"keys.public.hosts.{name}", advice) for name in stack.hosts if name not in public.hosts]
+    for domain in stack.domains:
+        for selector in {stack.dkim.selector, *stack.dkim.published}:
+            if selector not in public.dkim.get(domain, {}):
+                problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))
+    if not stack.access.operators:
+        problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))
+    private = stack.keys.private
+    if private is None or not private.version_key:
+        problems.append(Problem("keys.private", advice))
+    else:
+        for name, server in stack.dns.servers.items():
+            if server.key not in private.tsig:
+                problems.append(
+                    Problem(f"dns.servers.{name}.key", f"no TSIG secret for {server.key}: make tsig STACK={stack.name}")
+                )
+    return sorted(problems)

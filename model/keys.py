@@ -1,0 +1,77 @@
+"""Keys of a stack: public halves in clear, private halves as one Pulumi secret.
+
+``make keys`` makes what is missing and writes both into the stack file. The private halves are one JSON text in
+one ``secure:`` value, so that any of Pulumi's secrets providers can hold it and one call writes it; which key was
+made or changed is seen from the public halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+from pydantic import Field
+
+from model.base import Frozen
+
+PLACEHOLDER = "SECRET"
+
+
+class HostPublicKeys(Frozen):
+    """``ssh``: the host key as in authorized_keys; ``certificate``: its TLS certificate by the stack's authority."""
+
+    ssh: str
+    certificate: str
+
+
+class PublicKeys(Frozen):
+    """What anybody may know."""
+
+    authority: str = ""
+    """The certificate of the stack's own authority, in PEM."""
+    hosts: dict[str, HostPublicKeys] = {}
+    dkim: dict[str, dict[str, str]] = {}
+    """Domain to selector to public key (base64 of the SubjectPublicKeyInfo, RFC 6376 section 3.6.1)."""
+    rspamd: str = ""
+    """The scanners' public key, in rspamd's base32."""
+
+
+class HostPrivateKeys(Frozen):
+    ssh: str
+    tls: str
+
+
+class PrivateKeys(Frozen):
+    """What only the host that needs it gets. ``version_key`` turns secrets into versions that tell nothing."""
+
+    authority: str = ""
+    hosts: dict[str, HostPrivateKeys] = {}
+    dkim: dict[str, dict[str, str]] = {}
+    rspamd: str = ""
+    srs: str = ""
+    session: str = ""
+    replication: str = ""
+    controller: str = ""
+    """Password of rspamd's controller, which takes what users teach."""
+    version_key: str = ""
+    tsig: dict[str, str] = {}
+    """TSIG key name to its secret in base64."""
+
+
+class Keys(Frozen):
+    """Both halves. ``private`` is None where no passphrase was given: rendering then writes placeholders."""
+
+    public: PublicKeys = PublicKeys()
+    private: PrivateKeys | None = Field(default=None, repr=False)
+
+    @staticmethod
+    def parse_private(text: str) -> PrivateKeys:
+        """Reads the JSON text of the private halves."""
+        return PrivateKeys.model_validate(json.loads(text)) if text else PrivateKeys()
+
+    def version(self, content: str) -> str:
+        """A name for a secret's content: equal for equal contents, and of no use to guess it (HMAC, RFC 2104)."""
+        if self.private is None:
+            return PLACEHOLDER
+        return hmac.new(self.private.version_key.encode(), content.encode(), hashlib.sha256).hexdigest()[:20]

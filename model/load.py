@@ -1,0 +1,134 @@
+"""From a stack file to a `Stack`, or to all that is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from model.base import Problem, StackError
+from model.checks import all_problems
+from model.keys import PLACEHOLDER
+from model.stack import Stack, StackFile
+
+PROJECT = "posthorn"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the second would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same value with every ``secure:`` value replaced by a marked placeholder."""
+    if isinstance(value, dict):
+        if set(value) == {"secure"}:
+            return PLACEHOLDER
+        return {key: _without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner) for inner in value]
+    return value
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The project's configuration in a stack file, secrets as placeholders.
+
+    Raises `StackError` where the file cannot be read or is not YAML.
+    """
+    try:
+        document = yaml.load(path.read_text(), _UniqueKeys)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise StackError(str(path), [Problem("file", "there is no such file")]) from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise StackError(str(path), [Problem(f"line {line}", error.problem or "not YAML")]) from None
+    config = document.get("config") if isinstance(document, dict) else None
+    if not isinstance(config, dict):
+        raise StackError(str(path), [Problem("config", "the file has no config section")])
+    prefix = f"{PROJECT}:"
+    return {key.removeprefix(prefix): _without_secrets(v) for key, v in config.items() if key.startswith(prefix)}
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        if part == "[key]":
+            continue
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The field names beside an unknown key, by walking the model along its path."""
+    model: Any = StackFile
+    for part in location[:-1]:
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            continue
+        annotation = fields[part].annotation if part in fields else None
+        model = _model_in(annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> Any:
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
+
+
+def _problem(error: Mapping[str, Any]) -> Problem:
+    location = tuple(error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
+        return Problem(_path(location), "unknown key" + (f", did you mean {near[0]}?" if near else ""))
+    if error["type"] == "missing":
+        return Problem(_path(location), "is missing")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return Problem(_path(location), message[:1].lower() + message[1:])
+
+
+def parse(name: str, source: str, config: Mapping[str, Any]) -> Stack:
+    """A stack from its configuration keys.
+
+    Raises `StackError` with every problem: first those of single values, and when there are none, those between them.
+    """
+    config = dict(config)
+    keys = dict(config.get("keys") or {})
+    if isinstance(keys.get("private"), str):
+        if keys["private"] == PLACEHOLDER:
+            del keys["private"]
+        else:
+            keys["private"] = yaml.safe_load(keys["private"])
+        config["keys"] = keys
+    try:
+        stack = Stack.model_validate({"name": name, **config})
+    except ValidationError as invalid:
+        # include_input=False: an input may be a secret.
+        raise StackError(source, [_problem(e) for e in invalid.errors(include_input=False, include_url=False)]) from None
+    if problems := all_problems(stack):
+        raise StackError(source, problems)
+    return stack
+
+
+def load(path: Path, name: str | None = None) -> Stack:
+    """Reads a stack file without Pulumi, network or passphrase; every secret is a placeholder.
+
+    ``name`` is the stack's; by default it is taken from the file's name, ``Pulumi.<name>.yaml``.
+    """
+    stack_name = name or path.name.removeprefix("Pulumi.").removesuffix(".yaml")
+    return parse(stack_name, str(path), read_file(path))

@@ -1,0 +1,94 @@
+"""Domains, accounts and aliases: who gets mail, and who may send it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, SecretStr
+
+from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part
+
+CATCH_ALL = "*"
+DISCARD = "/dev/null"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an alias leads: an account, an address, or nowhere (``/dev/null``)."""
+
+    text: str
+
+    @property
+    def discards(self) -> bool:
+        return self.text == DISCARD
+
+    @property
+    def address(self) -> str | None:
+        """The full address, when the target is one."""
+        return self.text if "@" in self.text else None
+
+    @property
+    def account(self) -> str | None:
+        """The account's name without its subaddress, when the target is an account."""
+        return None if self.discards or self.address else self.text.split("+")[0]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _target(value: object) -> Target:
+    if isinstance(value, Target):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be an account, an address or /dev/null")
+    if value == DISCARD:
+        return Target(value)
+    return Target(_address(value) if "@" in value else _local_part(value))
+
+
+def _alias_key(value: object) -> str:
+    return CATCH_ALL if value == CATCH_ALL else _local_part(value)
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+AliasTarget = Annotated[Target, BeforeValidator(_target)]
+LocalPartOrCatchAll = Annotated[str, BeforeValidator(_alias_key)]
+Targets = Annotated[tuple[AliasTarget, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+Secret = SecretStr
+
+
+class Domain(Frozen):
+    """A domain that the stack takes mail for.
+
+    ``aliases`` maps a local part, or ``*`` for all others, to its targets. ``same_as`` makes every address of
+    another domain valid here too.
+    """
+
+    aliases: dict[LocalPartOrCatchAll, Targets] = {}
+    same_as: DnsName | None = None
+
+
+class Account(Frozen):
+    """A mailbox, and the right to submit mail. The password is kept as a hash in Dovecot's notation."""
+
+    password: Secret
+    quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
+    send_as: tuple[MailAddress, ...] = ()
+
+
+class MachineUser(Frozen):
+    """A user for hosts that send their own mail: submission only, no mailbox.
+
+    The hosts need the password itself, so it stands here as a Pulumi secret.
+    """
+
+    password: Secret
+    mail_from: DnsName
+    hosts: tuple[str, ...] = ()
+
+
+__all__ = ["Account", "Domain", "LocalPart", "MachineUser", "Target"]

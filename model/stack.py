@@ -1,0 +1,181 @@
+"""A whole stack: what the file says, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
+
+from pydantic import Field
+
+from model.base import DnsName, Frozen, IPAddress, IPNetwork, Label
+from model.keys import Keys
+from model.mail import CATCH_ALL, Account, Domain, MachineUser, Target
+from model.network import Gateway, HostSettings, Release, Role, Site, mac_address
+from model.settings import Access, Dkim, Dns, Filter, Limits, ServiceSettings
+
+
+def family(addresses: tuple[IPAddress, ...], version: int) -> IPAddress | None:
+    """The first address of an IP version (4 or 6), if there is one."""
+    return next((address for address in addresses if address.version == version), None)
+
+
+class Host(HostSettings):
+    """A host with all that its place in the stack says about it."""
+
+    name: Label
+    fqdn: DnsName
+    """Its internal name: role.site.network-domain."""
+
+    def has(self, role: Role | str) -> bool:
+        return role in self.roles
+
+    @property
+    def local4(self) -> IPAddress | None:
+        return family(self.addresses.local, 4)
+
+    @property
+    def local6(self) -> IPAddress | None:
+        return family(self.addresses.local, 6)
+
+    @property
+    def public4(self) -> IPAddress | None:
+        return family(self.addresses.public, 4)
+
+    @property
+    def public6(self) -> IPAddress | None:
+        return family(self.addresses.public, 6)
+
+    @property
+    def management_address(self) -> IPAddress:
+        """Where the operator reaches it over SSH."""
+        return self.addresses.local[0]
+
+    def mac(self, interface: int) -> str:
+        return mac_address(self.name, interface)
+
+    def host_key(self, keys: Keys) -> str:
+        """The SSH host key that is pinned, as in authorized_keys; empty when there is none yet."""
+        if self.existing:
+            return self.existing.host_key
+        public = keys.public.hosts.get(self.name)
+        return public.ssh if public else ""
+
+
+class StackFile(Frozen):
+    """The configuration keys of a stack, one field a key."""
+
+    service: ServiceSettings
+    sites: dict[Label, Site] = Field(min_length=1)
+    gateways: tuple[Gateway, ...] = ()
+    hosts: dict[Label, HostSettings] = Field(min_length=1)
+    domains: dict[DnsName, Domain] = Field(min_length=1)
+    accounts: dict[Label, Account] = {}
+    machine_users: dict[Label, MachineUser] = {}
+    access: Access
+    dns: Dns = Dns()
+    dkim: Dkim
+    filter: Filter = Filter()
+    limits: Limits = Limits()
+    keys: Keys = Keys()
+
+
+class Stack(StackFile):
+    """A stack whose file was read. Everything here is derived; nothing is typed twice."""
+
+    name: str
+
+    @cached_property
+    def all_hosts(self) -> Mapping[str, Host]:
+        return {
+            name: Host(
+                name=name,
+                fqdn=f"{name.removesuffix('-' + host.site)}.{host.site}.{self.service.network_domain}",
+                **dict(host),
+            )
+            for name, host in self.hosts.items()
+        }
+
+    def hosts_with(self, role: Role | str) -> tuple[Host, ...]:
+        """All hosts of a role, in the order of the file: the first is the primary."""
+        return tuple(host for host in self.all_hosts.values() if host.has(role))
+
+    def hosts_at(self, site: str) -> tuple[Host, ...]:
+        return tuple(host for host in self.all_hosts.values() if host.site == site)
+
+    def site_of(self, host: Host) -> Site:
+        return self.sites[host.site]
+
+    def release_of(self, host: Host) -> Release:
+        return host.release or self.service.release
+
+    def near_first(self, hosts: tuple[Host, ...], site: str) -> tuple[Host, ...]:
+        """The same hosts, those at a site before the others, else in the order of the file."""
+        return tuple(sorted(hosts, key=lambda host: host.site != site))
+
+    # Names
+
+    @property
+    def domain(self) -> str:
+        return self.service.domain
+
+    @property
+    def net(self) -> str:
+        return self.service.network_domain
+
+    def public_name(self, service: str) -> str:
+        """The public name of smtp_in, smtp_out, imap, webmail or frontend."""
+        return f"{getattr(self.service.names, service)}.{self.domain}"
+
+    def internal_name(self, role: Role | str) -> str:
+        """The internal name that stands for all hosts of a role."""
+        return f"{Role(role).value}.{self.net}"
+
+    @property
+    def mailbox_domain(self) -> str:
+        """The internal domain of all mailboxes: account@maildrop.network-domain."""
+        return self.internal_name(Role.MAILDROP)
+
+    # Networks
+
+    @property
+    def local_prefixes(self) -> tuple[IPNetwork, ...]:
+        """All site-local prefixes of all sites."""
+        return tuple(prefix for site in self.sites.values() for prefix in site.local.prefixes)
+
+    def leaves_from(self) -> tuple[IPAddress | IPNetwork, ...]:
+        """Every address that mail can leave from: all gateways, and smtp-in, which forwards and bounces itself."""
+        sources: list[IPAddress | IPNetwork] = []
+        for gateway in self.gateways:
+            sources.extend(gateway.prefixes or gateway.addresses)
+        networks = [source for source in sources if isinstance(source, IPv4Network | IPv6Network)]
+        for host in self.hosts_with(Role.SMTP_IN):
+            sources.extend(a for a in host.addresses.public if not any(a in n for n in networks if n.version == a.version))
+        return tuple(dict.fromkeys(sources))
+
+    # Mail
+
+    def resolved_aliases(self, domain: str) -> Mapping[str, tuple[Target, ...]]:
+        """The aliases of a domain, with those of the domain it equals, and with postmaster and abuse (RFC 2142)."""
+        settings = self.domains[domain]
+        base = self.resolved_aliases(settings.same_as) if settings.same_as else {}
+        required = {name: (self.service.postmaster,) for name in ("postmaster", "abuse")}
+        return {**required, **base, **settings.aliases}
+
+    def accepts(self, address: str) -> bool:
+        """Whether an address in one of the stack's domains, or of a mailbox, leads anywhere."""
+        local, _, domain = address.partition("@")
+        if domain == self.mailbox_domain:
+            return local.split("+")[0] in self.accounts
+        if domain not in self.domains:
+            return False
+        aliases = self.resolved_aliases(domain)
+        return local in aliases or local.split("+")[0] in aliases or CATCH_ALL in aliases
+
+    def addresses_of(self, account: str) -> Iterator[str]:
+        """The addresses an account may send as: those that lead to it directly, and its ``send_as``."""
+        for domain in self.domains:
+            for local, targets in self.resolved_aliases(domain).items():
+                if local != CATCH_ALL and any(target.account == account for target in targets):
+                    yield f"{local}@{domain}"
+        yield from self.accounts[account].send_as

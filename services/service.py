@@ -1,0 +1,108 @@
+"""What a service puts on a host: plain values, ready to be written, compared and pushed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from model.base import IPAddress, IPNetwork
+
+
+@dataclass(frozen=True)
+class File:
+    """A file whose text anybody may see in a preview."""
+
+    path: str
+    content: str
+    mode: str = "0644"
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True)
+class SecretFile:
+    """A file whose text is a secret. ``name`` says what it is, and is unique on the host."""
+
+    path: str
+    name: str
+    content: str = field(repr=False)
+    mode: str = "0600"
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True)
+class Directory:
+    path: str
+    mode: str = "0755"
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True)
+class User:
+    """A system user with a group of its own, and further ``groups``."""
+
+    name: str
+    home: str
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A systemd unit that is enabled and runs. Path prefixes say whose change restarts or reloads it."""
+
+    name: str
+    restart_on: tuple[str, ...] = ()
+    reload_on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compile:
+    """A command that makes one file of another, run when something under ``of`` changed."""
+
+    run: tuple[str, ...]
+    of: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A service's own configuration check, run before anything is replaced."""
+
+    run: tuple[str, ...]
+
+
+class Source(Enum):
+    """Who may open connections to a port."""
+
+    INTERNET = "anyone"
+    SITES = "all site-local prefixes of the stack"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """A port that a service opens, and to whom. The firewall is made from these."""
+
+    port: int
+    frm: Source | tuple[IPAddress | IPNetwork, ...]
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True)
+class Service:
+    """All that one service needs of its host."""
+
+    name: str
+    packages: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    secret_files: tuple[SecretFile, ...] = ()
+    directories: tuple[Directory, ...] = ()
+    users: tuple[User, ...] = ()
+    units: tuple[Unit, ...] = ()
+    masked: tuple[str, ...] = ()
+    compiles: tuple[Compile, ...] = ()
+    checks: tuple[Check, ...] = ()
+    health: tuple[Mapping[str, Any], ...] = ()
+    listens: tuple[Listen, ...] = ()
