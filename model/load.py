@@ -74,11 +74,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """The field names beside an unknown key, by walking the model along its path."""
     model: Any = StackFile
     for part in location[:-1]:
-        fields = getattr(model, "model_fields", None)
-        if fields is None:
-            continue
-        annotation = fields[part].annotation if part in fields else None
-        model = _model_in(annotation)
+        if field := getattr(model, "model_fields", {}).get(part):
+            model = _model_in(field.annotation)
     return list(getattr(model, "model_fields", {}))
 
 
