@@ -93,11 +93,11 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
             if not host.addresses.public:
                 yield Problem(f"hosts.{host.name}.addresses.public", f"{role.value} serves the internet: it needs one")
     postfix = (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP)
-    for name, host in stack.hosts.items():
-        mta = [role.value for role in postfix if role in host.roles]
+    for name, settings in stack.hosts.items():
+        mta = [role.value for role in postfix if role in settings.roles]
         if len(mta) > 1:
-            yield Problem(f"hosts.{name}.roles", f"{' and '.join(mta)} cannot share a host: each has a Postfix of its own")
-        if mta and Role.RELAY_CLIENT in host.roles:
+            yield Problem(f"hosts.{name}.roles", f"{' and '.join(mta)} cannot share a host: each has its own Postfix")
+        if mta and Role.RELAY_CLIENT in settings.roles:
             yield Problem(f"hosts.{name}.roles", "relay-client (OpenSMTPD) cannot stand beside Postfix on Debian")
 
 
@@ -129,18 +129,18 @@ def aliases_do_not_loop(stack: Stack) -> Iterator[Problem]:
         targets = aliases.get(local) or aliases.get(local.split("+")[0]) or aliases.get("*") or ()
         return [target.address for target in targets if target.address]
 
+    def circle(path: tuple[str, ...]) -> tuple[str, ...]:
+        for address in next_addresses(path[-1]):
+            if address in path:
+                return (*path, address)
+            if found := circle((*path, address)):
+                return found
+        return ()
+
     for domain, settings in stack.domains.items():
         for local in settings.aliases:
-            start = f"{local}@{domain}"
-            seen, ahead = set[str](), next_addresses(start)
-            while ahead:
-                address = ahead.pop()
-                if address == start:
-                    yield Problem(f"domains.{domain}.aliases.{local}", "the alias leads back to itself")
-                    break
-                if address not in seen:
-                    seen.add(address)
-                    ahead.extend(next_addresses(address))
+            if found := circle((f"{local}@{domain}",)):
+                yield Problem(f"domains.{domain}.aliases.{local}", f"leads in a circle: {' → '.join(found)}")
 
 
 def equal_domains_exist(stack: Stack) -> Iterator[Problem]:
@@ -151,20 +151,22 @@ def equal_domains_exist(stack: Stack) -> Iterator[Problem]:
         if other is None:
             yield Problem(f"domains.{name}.same_as", f"{domain.same_as} is not a domain of this stack")
         elif other.same_as is not None:
-            yield Problem(f"domains.{name}.same_as", f"{domain.same_as} is itself the same as {other.same_as}: name that")
+            yield Problem(
+                f"domains.{name}.same_as", f"{domain.same_as} is itself the same as {other.same_as}: name that"
+            )
 
 
 def zones_have_servers(stack: Stack) -> Iterator[Problem]:
     for zone, server in stack.dns.zones.items():
         if server is not None and server not in stack.dns.servers:
             yield Problem(f"dns.zones.{zone}", f"there is no server {server} in dns.servers")
-    zones = tuple(stack.dns.zones)
+    zones, advice = tuple(stack.dns.zones), "name it, with null where you publish it yourself"
     for path, name in (("service.domain", stack.domain), ("service.network_domain", stack.net)):
         if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
-            yield Problem("dns.zones", f"no zone holds {name} ({path}): name it, with null where you publish it yourself")
+            yield Problem("dns.zones", f"no zone holds {name} ({path}): {advice}")
     for domain in stack.domains:
         if not any(domain == zone or domain.endswith(f".{zone}") for zone in zones):
-            yield Problem("dns.zones", f"no zone holds {domain} (domains): name it, with null where you publish it yourself")
+            yield Problem("dns.zones", f"no zone holds {domain} (domains): {advice}")
 
 
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
@@ -214,7 +216,10 @@ def all_problems(stack: Stack) -> list[Problem]:
 
 
 def missing_keys(stack: Stack) -> list[Problem]:
-    """What ``make keys`` has not made yet. Checked before a push, not before rendering."""
+    """What ``make keys`` has not made yet. Checked before a push, not before rendering.
+
+    Private halves are looked at only where they could be decrypted.
+    """
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
     problems += [Problem(f"keys.public.hosts.{name}", advice) for name in stack.hosts if name not in public.hosts]
@@ -224,13 +229,10 @@ def missing_keys(stack: Stack) -> list[Problem]:
                 problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))
     if not stack.access.operators:
         problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))
-    private = stack.keys.private
-    if private is None or not private.version_key:
-        problems.append(Problem("keys.private", advice))
-    else:
+    if stack.keys.private is not None:
         for name, server in stack.dns.servers.items():
-            if server.key not in private.tsig:
+            if server.key not in stack.keys.private.tsig:
                 problems.append(
-                    Problem(f"dns.servers.{name}.key", f"no TSIG secret for {server.key}: make tsig STACK={stack.name}")
+                    Problem(f"dns.servers.{name}.key", f"no secret for {server.key}: run make tsig STACK={stack.name}")
                 )
     return sorted(problems)

@@ -24,7 +24,7 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -48,7 +48,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises `StackError` where the file cannot be read or is not YAML.
     """
     try:
-        document = yaml.load(path.read_text(), _UniqueKeys)  # noqa: S506 (a SafeLoader)
+        document = yaml.load(path.read_text(), _UniqueKeys)
     except FileNotFoundError:
         raise StackError(str(path), [Problem("file", "there is no such file")]) from None
     except yaml.MarkedYAMLError as error:
@@ -116,7 +116,9 @@ def parse(name: str, source: str, config: Mapping[str, Any]) -> Stack:
         stack = Stack.model_validate({"name": name, **config})
     except ValidationError as invalid:
         # include_input=False: an input may be a secret.
-        raise StackError(source, [_problem(e) for e in invalid.errors(include_input=False, include_url=False)]) from None
+        raise StackError(
+            source, [_problem(e) for e in invalid.errors(include_input=False, include_url=False)]
+        ) from None
     if problems := all_problems(stack):
         raise StackError(source, problems)
     return stack

@@ -136,6 +136,18 @@ class Stack(StackFile):
         """The internal domain of all mailboxes: account@maildrop.network-domain."""
         return self.internal_name(Role.MAILDROP)
 
+    def certificate_names(self, host: Host) -> tuple[str, ...]:
+        """Every name that a host serves under, its own first: the subject alternative names of its certificate."""
+        served = {
+            Role.SMTP_IN: ("smtp_in",),
+            Role.SMTP_OUT: ("smtp_out",),
+            Role.MAILDROP: ("imap",),
+            Role.FRONTEND: ("frontend", "webmail"),
+        }
+        names = [host.fqdn, *(self.internal_name(role) for role in host.roles)]
+        names += [self.public_name(service) for role in host.roles for service in served.get(role, ())]
+        return tuple(dict.fromkeys(names))
+
     # Networks
 
     @property
@@ -150,7 +162,9 @@ class Stack(StackFile):
             sources.extend(gateway.prefixes or gateway.addresses)
         networks = [source for source in sources if isinstance(source, IPv4Network | IPv6Network)]
         for host in self.hosts_with(Role.SMTP_IN):
-            sources.extend(a for a in host.addresses.public if not any(a in n for n in networks if n.version == a.version))
+            sources.extend(
+                a for a in host.addresses.public if not any(a in n for n in networks if n.version == a.version)
+            )
         return tuple(dict.fromkeys(sources))
 
     # Mail
@@ -159,7 +173,7 @@ class Stack(StackFile):
         """The aliases of a domain, with those of the domain it equals, and with postmaster and abuse (RFC 2142)."""
         settings = self.domains[domain]
         base = self.resolved_aliases(settings.same_as) if settings.same_as else {}
-        required = {name: (self.service.postmaster,) for name in ("postmaster", "abuse")}
+        required = dict.fromkeys(("postmaster", "abuse"), (self.service.postmaster,))
         return {**required, **base, **settings.aliases}
 
     def accepts(self, address: str) -> bool:

@@ -17,7 +17,7 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
-    autoescape=False,  # noqa: S701 (these are configuration files, not HTML)
+    autoescape=False,  # These are configuration files, not HTML.
 )
 
 

@@ -1,0 +1,63 @@
+# Every target sets up what it needs first: Debian packages, a locked Python environment, Pulumi and its plugins.
+# The second time that takes a fraction of a second.
+
+SHELL    := /bin/bash
+MACHINES ?= vms
+STACK    ?= lab-$(MACHINES)
+OUT      ?= out
+WITHOUT  ?=
+YES      ?=
+
+TOOLS  := python3 tools/setup.py run
+# The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
+INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
+OPS    := $(TOOLS) -- $(INSIDE) python -m ops
+FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(YES),--yes)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig render preview up refresh down
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+lab: ## A whole small internet on this machine, with the mail service in it (MACHINES=vms or containers)
+	@$(TOOLS) --machines $(MACHINES) -- python -m lab up --machines $(MACHINES)
+
+lab-down: ## Remove the lab, and leave nothing of it behind
+	@$(TOOLS) --machines containers -- python -m lab down
+
+lab-status: ## Sites, hosts, addresses and states of the lab
+	@$(TOOLS) -- python -m lab status
+
+test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs
+	@$(TOOLS) --machines vms -- python -m tests.all
+
+unit: ## Lint, types, contracts and unit tests only: no root, no network
+	@$(TOOLS) -- python -m tests.all --only-unit
+
+format: ## Bring the code into its form
+	@$(TOOLS) -- ruff check --fix -q . && $(TOOLS) -- ruff format -q .
+
+keys: ## Make the keys of STACK that are missing, into its stack file
+	@$(OPS) keys $(STACK)
+
+password: ## Hash a password for an account
+	@$(TOOLS) -- python -m ops password
+
+tsig: ## Store the secret of the TSIG key KEY of STACK (asked for, or from standard input)
+	@$(OPS) tsig $(STACK) --key $(KEY)
+
+render: ## Write all files of all hosts and zones of STACK below OUT: no Pulumi, network or passphrase
+	@$(TOOLS) -- python -m ops render $(STACK) --out $(OUT)
+
+preview: ## Show host, file and changed lines of what make up would do to STACK
+	@$(OPS) preview $(STACK) $(FLAGS)
+
+up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, YES=1 not to be asked)
+	@$(OPS) up $(STACK) $(FLAGS)
+
+refresh: ## Compare the state of STACK with what is there
+	@$(OPS) refresh $(STACK) $(FLAGS)
+
+down: ## Remove all of STACK but what is protected, and say how to remove that
+	@$(OPS) down $(STACK) $(FLAGS)

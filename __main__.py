@@ -1,0 +1,37 @@
+"""The Pulumi program: reads the configuration of a stack and builds its platform."""
+
+from __future__ import annotations
+
+import pulumi
+from components.platform import Platform
+
+from model.base import StackError
+from model.checks import missing_keys
+from model.load import PROJECT, parse
+from model.stack import Stack, StackFile
+
+
+def configured_stack() -> Stack:
+    """The stack of this run, with its secrets.
+
+    Raises `pulumi.RunError` with all that is wrong, so that nothing is changed and no traceback is shown.
+    """
+    config = pulumi.Config(PROJECT)
+    values = {key: config.get_object(key) for key in StackFile.model_fields}
+    name = pulumi.get_stack()
+    source = f"Pulumi.{name}.yaml"
+    try:
+        stack = parse(name, source, {key: value for key, value in values.items() if value is not None})
+        if problems := missing_keys(stack):
+            raise StackError(source, problems)
+    except StackError as error:
+        raise pulumi.RunError(str(error)) from None
+    return stack
+
+
+stack = configured_stack()
+platform = Platform(stack)
+pulumi.export("imap", stack.public_name("imap"))
+pulumi.export("submission", stack.public_name("smtp_out"))
+pulumi.export("mx", stack.public_name("smtp_in"))
+pulumi.export("hosts", {host.name: str(host.management_address) for host in stack.all_hosts.values()})

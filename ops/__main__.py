@@ -1,0 +1,178 @@
+"""The operator's commands, one a target of the Makefile."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import bcrypt
+from rich.console import Console
+from rich.table import Table
+
+from model.base import StackError
+from model.keys import Keys, PrivateKeys
+from model.load import PROJECT
+from ops import keys as keymaking
+from ops import stackfile
+from ops.pulumi import OperatorError, Project, excluded, left_behind, unreachable
+from ops.render import render_stack
+
+console = Console(highlight=False)
+
+
+def _private_keys(project: Project) -> PrivateKeys:
+    if not stackfile.has_private_keys(project.stack_file):
+        return PrivateKeys()
+    return Keys.parse_private(project.run("config", "get", "--path", f"{PROJECT}:keys.private").strip())
+
+
+def _store_private_keys(project: Project, private: PrivateKeys) -> None:
+    # Through standard input: an argument could be read by every user of the machine.
+    text = json.dumps(private.model_dump(), sort_keys=True)
+    project.run("config", "set", "--secret", "--path", f"{PROJECT}:keys.private", text=text)
+
+
+def make_keys(project: Project) -> int:
+    """Makes the keys that are missing, and says which."""
+    stack = project.load(keys_needed=False)
+    project.ensure_exists()
+    private = _private_keys(project)
+    ring = keymaking.complete(stack, stack.keys.public, private)
+    if not ring.made:
+        console.print(f"{project.stack}: all keys are there, nothing was made")
+        return 0
+    # The private halves first: a run that is cut in between leaves keys that nobody trusts yet, never the reverse.
+    _store_private_keys(project, PrivateKeys.model_validate(ring.private))
+    stackfile.set_public_keys(project.stack_file, ring.public)
+    for line in ring.made:
+        console.print(f"made: {line}")
+    console.print(f"{len(ring.made)} keys written to {project.stack_file}: commit it")
+    return 0
+
+
+def set_tsig(project: Project, key: str) -> int:
+    """Stores the TSIG secret (base64, read from standard input) that a DNS server knows a key by."""
+    project.ensure_exists()
+    secret = sys.stdin.readline().strip() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
+    private = _private_keys(project)
+    _store_private_keys(project, private.model_copy(update={"tsig": {**private.tsig, key: secret}}))
+    console.print(f"stored the secret of TSIG key {key}")
+    return 0
+
+
+def print_password_hash() -> int:
+    """Prints the hash of a password, in the notation of Dovecot, for an account in the stack file."""
+    password = sys.stdin.readline().rstrip("\n") if not sys.stdin.isatty() else getpass.getpass("password: ")
+    console.print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
+    return 0
+
+
+def render(project: Project, out: Path) -> int:
+    """Writes all files of all hosts and all zones below a folder."""
+    written = render_stack(project.load(keys_needed=False), out)
+    console.print(f"{written} files of {project.stack} written below {out}")
+    return 0
+
+
+def _checked(project: Project, without: Sequence[str]) -> list[str]:
+    stack = project.load()
+    project.ensure_exists()
+    problems = [*left_behind(project), *unreachable(stack, without)]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
+    return excluded(stack, without)
+
+
+def up(project: Project, without: Sequence[str], yes: bool) -> int:
+    """Brings the stack to what its file says."""
+    started = time.monotonic()
+    exclude = _checked(project, without)
+    flags = ["--yes", "--skip-preview"] if yes else []
+    status = project.show("up", "--refresh", *flags, *exclude)
+    console.print(f"make up {'ended' if status == 0 else 'failed'} after {time.monotonic() - started:.1f} s")
+    return status
+
+
+def preview(project: Project, without: Sequence[str]) -> int:
+    """Shows what would change: host, file and lines."""
+    return project.show("preview", "--diff", *_checked(project, without))
+
+
+def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
+    """Compares the state with what is there."""
+    return project.show("refresh", *(["--yes"] if yes else []), *excluded(project.load(), without))
+
+
+def down(project: Project, yes: bool) -> int:
+    """Removes all but what is protected, and says how to remove that."""
+    status = project.show("destroy", "--exclude-protected", *(["--yes"] if yes else []))
+    exported = json.loads(project.run("stack", "export"))
+    kept = [r for r in exported["deployment"].get("resources", []) if r.get("protect")]
+    if kept:
+        table = Table(title="Kept, because it holds data")
+        table.add_column("resource")
+        table.add_column("to remove it for good, with all that is in it", overflow="fold")
+        for resource in kept:
+            urn = resource["urn"]
+            table.add_row(urn.rpartition("::")[2], f"pulumi state unprotect '{urn}' --yes --stack {project.stack}")
+        console.print(table)
+        console.print(f"then make down STACK={project.stack} once more")
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit status; expected errors are sentences on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m ops", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("password", help="print the hash of a password")
+    for name, words in (
+        ("keys", "make the keys that are missing"),
+        ("tsig", "store the secret of a TSIG key"),
+        ("render", "write all files of all hosts and zones"),
+        ("up", "bring the stack to what its file says"),
+        ("preview", "show what would change"),
+        ("refresh", "compare the state with what is there"),
+        ("down", "remove all but what is protected"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.add_argument("stack")
+        command.add_argument("--without", default="", help="sites that are lost, joined by commas")
+        command.add_argument("--yes", action="store_true", help="do not ask")
+        command.add_argument("--out", type=Path, default=Path("out"))
+        command.add_argument("--key", default="")
+    options = parser.parse_args(arguments)
+    if options.command == "password":
+        return print_password_hash()
+    project = Project.of(options.stack)
+    without = [site for site in options.without.split(",") if site]
+    try:
+        match options.command:
+            case "keys":
+                return make_keys(project)
+            case "tsig":
+                return set_tsig(project, options.key)
+            case "render":
+                return render(project, options.out)
+            case "up":
+                return up(project, without, options.yes)
+            case "preview":
+                return preview(project, without)
+            case "refresh":
+                return refresh(project, without, options.yes)
+            case _:
+                return down(project, options.yes)
+    except (StackError, OperatorError) as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

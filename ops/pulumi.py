@@ -1,0 +1,145 @@
+"""Running Pulumi on a stack, with looks around it before and words that an operator can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from model.base import StackError
+from model.checks import missing_keys
+from model.load import PROJECT, load
+from model.stack import Stack
+
+ROOT = Path(__file__).parent.parent
+REACH_SECONDS = 3.0
+
+
+class OperatorError(Exception):
+    """Something an operator can mend: the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a Pulumi.yaml and its stack files, and the stack to work on."""
+
+    folder: Path
+    stack: str
+
+    @classmethod
+    def of(cls, stack: str) -> Project:
+        """The project of a stack: the folder in POSTHORN_PROJECT (the lab has one of its own), else this repository."""
+        return cls(Path(os.environ.get("POSTHORN_PROJECT", ROOT)), stack)
+
+    @property
+    def stack_file(self) -> Path:
+        stacks = self.folder / "stacks"
+        return (stacks if stacks.is_dir() else self.folder) / f"Pulumi.{self.stack}.yaml"
+
+    def load(self, *, keys_needed: bool = True) -> Stack:
+        """The stack without its secrets. Raises `StackError` with everything that is wrong."""
+        stack = load(self.stack_file, self.stack)
+        if keys_needed and (problems := missing_keys(stack)):
+            raise StackError(str(self.stack_file), problems)
+        return stack
+
+    def run(self, *arguments: str, text: str | None = None) -> str:
+        """Runs a quick Pulumi command and returns what it printed. Raises `OperatorError` with Pulumi's own words."""
+        done = subprocess.run(
+            ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack],
+            input=text,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise OperatorError((done.stderr or done.stdout).strip())
+        return done.stdout
+
+    def show(self, *arguments: str) -> int:
+        """Runs a long Pulumi command with its output on the terminal, and returns its exit status."""
+        return subprocess.run(["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]).returncode
+
+    def ensure_exists(self) -> None:
+        """Makes the stack in the back end when it is not there yet."""
+        listed = subprocess.run(
+            ["pulumi", "-C", str(self.folder), "stack", "select", "--create", "--stack", self.stack],
+            capture_output=True,
+            text=True,
+        )
+        if listed.returncode:
+            raise OperatorError(listed.stderr.strip())
+
+
+def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
+    """Pulumi arguments that leave out every resource of some sites. Every name carries its site, so patterns do."""
+    for site in sites:
+        if site not in stack.sites:
+            raise OperatorError(f"WITHOUT={site}: the stack has no such site (sites: {', '.join(stack.sites)})")
+    names = [name for site in sites for name in (site, *(host.name for host in stack.hosts_at(site)))]
+    return [argument for name in names for argument in (f"--exclude=**::{name}", f"--exclude=**::{name}-*")]
+
+
+def left_behind(project: Project) -> Iterator[str]:
+    """What a killed run left, each with the way to clear it."""
+    backend = os.environ.get("PULUMI_BACKEND_URL", "")
+    if backend.startswith("file://"):
+        base = Path(unquote(urlsplit(backend).path).replace("~", str(Path.home()), 1))
+        for lock in sorted((base / ".pulumi" / "locks" / "organization" / PROJECT / project.stack).glob("*.json")):
+            holder = json.loads(lock.read_text() or "{}")
+            yield (
+                f"the stack is locked since {holder.get('timestamp', '?')} by process {holder.get('pid', '?')}"
+                f" of {holder.get('username', '?')}@{holder.get('hostname', '?')}:"
+                f" if that is gone, run pulumi cancel --stack {project.stack}"
+            )
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1":
+            yield f"process {process.name} ({name}) of an earlier run still runs: end it with kill {process.name}"
+    exported = json.loads(project.run("stack", "export") or "{}")
+    for operation in (exported.get("deployment") or {}).get("pending_operations") or []:
+        urn = operation["resource"]["urn"].rpartition("::")[2]
+        yield (
+            f"an earlier run was cut while it was {operation['type']} {urn}: see whether that was done, then run"
+            f" make refresh STACK={project.stack}, which asks and clears it"
+        )
+
+
+def _endpoints(stack: Stack, without: Sequence[str]) -> Iterator[tuple[str, str, int, str]]:
+    for name, site in stack.sites.items():
+        if name in without or site.hypervisor is None or not any(host.machine for host in stack.hosts_at(name)):
+            continue
+        uri = urlsplit(site.hypervisor.uri)
+        if "ssh" in uri.scheme and uri.hostname:
+            yield f"the hypervisor of site {name}", uri.hostname, uri.port or 22, name
+    for host in stack.all_hosts.values():
+        if host.existing and host.site not in without:
+            yield f"host {host.name}", str(host.management_address), 22, host.site
+    for name, server in stack.dns.servers.items():
+        yield f"DNS server {name}", str(server.address), server.port, ""
+
+
+def unreachable(stack: Stack, without: Sequence[str] = ()) -> list[str]:
+    """Hypervisors, existing hosts and DNS servers that do not answer, all asked at once."""
+
+    def ask(endpoint: tuple[str, str, int, str]) -> str | None:
+        what, address, port, site = endpoint
+        try:
+            with socket.create_connection((address, port), timeout=REACH_SECONDS):
+                return None
+        except OSError as error:
+            way = f"; if the site is lost: WITHOUT={site}" if site else ""
+            return f"{what} does not answer at {address} port {port} ({error.strerror or error}){way}"
+
+    endpoints = list(_endpoints(stack, without))
+    with ThreadPoolExecutor(max_workers=max(1, len(endpoints))) as pool:
+        return [problem for problem in pool.map(ask, endpoints) if problem]

@@ -1,0 +1,90 @@
+"""All that a host must be, as one plain value: what is pushed to it, rendered, and shown in a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from model.stack import Host, Stack
+from services.roles import services_of
+from services.service import Service, User
+
+
+class Conflict(Exception):
+    """Two services of a host want different things of the same path or name: an error in services/."""
+
+
+def _merged(host: Host, kind: str, items: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for key, value in items:
+        if merged.setdefault(key, value) != value:
+            raise Conflict(f"{host.name}: two services want different {kind} {key}")
+    return dict(sorted(merged.items()))
+
+
+def bundle(stack: Stack, host: Host) -> dict[str, Any]:
+    """The bundle of a host (see docs/bundle.md): plain values alone, secrets by name and version.
+
+    Raises `Conflict` when services contradict one another.
+    """
+    services = services_of(stack, host)
+    version = stack.keys.version
+
+    def user(item: User) -> tuple[str, dict[str, Any]]:
+        return item.name, {"home": item.home, "groups": list(item.groups)}
+
+    def each(pick: str) -> Iterable[tuple[Service, Any]]:
+        return ((service, item) for service in services for item in getattr(service, pick))
+
+    return {
+        "host": host.name,
+        "packages": sorted({package for service in services for package in service.packages}),
+        "users": _merged(host, "user", (user(item) for _, item in each("users"))),
+        "directories": _merged(
+            host,
+            "directory",
+            ((d.path, {"mode": d.mode, "owner": d.owner, "group": d.group}) for _, d in each("directories")),
+        ),
+        "files": _merged(
+            host,
+            "file",
+            (
+                (f.path, {"content": f.content, "mode": f.mode, "owner": f.owner, "group": f.group})
+                for _, f in each("files")
+            ),
+        ),
+        "secrets": _merged(
+            host,
+            "secret file",
+            (
+                (
+                    f.path,
+                    {
+                        "name": f.name,
+                        "version": version(f.content),
+                        "mode": f.mode,
+                        "owner": f.owner,
+                        "group": f.group,
+                    },
+                )
+                for _, f in each("secret_files")
+            ),
+        ),
+        "compile": [{"service": s.name, "run": list(c.run), "of": c.of} for s, c in each("compiles")],
+        "checks": [{"service": s.name, "run": list(c.run)} for s, c in each("checks")],
+        "units": _merged(
+            host,
+            "unit",
+            (
+                (u.name, {"service": s.name, "restart_on": list(u.restart_on), "reload_on": list(u.reload_on)})
+                for s, u in each("units")
+            ),
+        ),
+        "masked": sorted({unit for service in services for unit in service.masked}),
+        "health": [{"service": s.name, **h} for s, h in each("health")],
+    }
+
+
+def secrets(stack: Stack, host: Host) -> dict[str, str]:
+    """Name to content of all secret files of a host."""
+    return {f.name: f.content for service in services_of(stack, host) for f in service.secret_files}

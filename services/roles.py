@@ -1,0 +1,53 @@
+"""Which services a role brings to its host. Adding a service means one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model.network import Role
+from model.stack import Host, Stack
+from services import (
+    data_disk,
+    firewall,
+    frontend,
+    identity,
+    maildrop,
+    network,
+    opendkim,
+    postsrsd,
+    resolver,
+    rspamd,
+    rspamd_proxy,
+    smtp_in,
+    smtp_out,
+    ssh,
+    upkeep,
+)
+from services.service import Service
+
+Configure = Callable[[Stack, Host], Service]
+
+EVERYWHERE: tuple[Configure, ...] = (
+    identity.configure,
+    network.configure,
+    ssh.configure,
+    upkeep.configure,
+    data_disk.configure,
+    resolver.configure,
+)
+
+OF_ROLE: dict[Role, tuple[Configure, ...]] = {
+    Role.SMTP_IN: (rspamd_proxy.configure, postsrsd.configure, smtp_in.configure),
+    Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
+    Role.MAILDROP: (maildrop.configure,),
+    Role.FRONTEND: (frontend.configure,),
+    Role.RSPAMD: (rspamd.configure,),
+}
+
+
+def services_of(stack: Stack, host: Host) -> tuple[Service, ...]:
+    """All services of a host, each once, the firewall made of the ports that the others open."""
+    wanted = [*EVERYWHERE, *(configure for role in host.roles for configure in OF_ROLE.get(role, ()))]
+    services = tuple(configure(stack, host) for configure in dict.fromkeys(wanted))
+    listens = tuple(listen for service in services for listen in service.listens)
+    return (*services, firewall.configure(stack, host, listens))

@@ -1,0 +1,69 @@
+"""Keys are made once, kept for ever, and told apart without being told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from model.keys import Keys, PrivateKeys, PublicKeys
+from model.load import load
+from model.stack import Stack
+from ops.keys import KeyRing, certificate_serves, complete, rspamd_base32
+
+STACKS = Path(__file__).parents[2] / "stacks"
+
+
+@pytest.fixture(scope="module")
+def stack() -> Stack:
+    return load(STACKS / "Pulumi.lab.yaml")
+
+
+@pytest.fixture(scope="module")
+def ring(stack: Stack) -> KeyRing:
+    return complete(stack, PublicKeys(), PrivateKeys())
+
+
+def halves(ring: KeyRing) -> tuple[PublicKeys, PrivateKeys]:
+    return PublicKeys.model_validate(ring.public), PrivateKeys.model_validate(ring.private)
+
+
+def test_a_second_run_makes_nothing_and_keeps_everything(stack: Stack, ring: KeyRing) -> None:
+    again = complete(stack, *halves(ring))
+    assert again.made == []
+    assert (again.public, again.private) == (ring.public, ring.private)
+
+
+def test_a_new_name_renews_the_certificate_and_keeps_the_key(stack: Stack, ring: KeyRing) -> None:
+    service = stack.service.model_copy(update={"names": stack.service.names.model_copy(update={"imap": "mail"})})
+    renamed = complete(stack.model_copy(update={"service": service}), *halves(ring))
+    assert renamed.made == ["certificate of maildrop-oak", "certificate of maildrop-elm"]
+    assert renamed.private["hosts"] == ring.private["hosts"]
+
+
+def test_certificates_carry_every_name_that_a_host_serves(stack: Stack, ring: KeyRing) -> None:
+    host = stack.all_hosts["maildrop-oak"]
+    certificate = ring.public["hosts"][host.name]["certificate"]
+    assert certificate_serves(certificate, stack.certificate_names(host), ring.public["authority"])
+    names = x509.load_pem_x509_certificate(certificate.encode()).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert "imap.hill.example" in names.value.get_values_for_type(x509.DNSName)
+
+
+def test_a_secret_has_the_same_version_only_while_it_is_the_same(ring: KeyRing) -> None:
+    keys = Keys(private=PrivateKeys.model_validate(ring.private))
+    other = Keys(private=PrivateKeys(version_key="another"))
+    assert keys.version("a") == keys.version("a") != keys.version("b")
+    assert keys.version("a") != other.version("a")
+
+
+def test_private_keys_are_not_shown_when_a_stack_is_printed(stack: Stack, ring: KeyRing) -> None:
+    public, private = halves(ring)
+    assert "PRIVATE KEY" not in repr(stack.model_copy(update={"keys": Keys(public=public, private=private)}))
+
+
+def test_keys_of_the_scanners_are_in_rspamds_own_base32() -> None:
+    assert len(rspamd_base32(bytes(32))) == 52
+    assert rspamd_base32(b"\x01") == "by"

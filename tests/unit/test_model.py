@@ -1,0 +1,115 @@
+"""What an operator is told about a stack file that is wrong, and what follows from one that is right."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.base import StackError
+from model.load import load, parse, read_file
+from model.network import mac_address
+from model.stack import Stack
+
+STACKS = Path(__file__).parents[2] / "stacks"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return copy.deepcopy(read_file(STACKS / "Pulumi.lab.yaml"))
+
+
+def problems_of(config: dict[str, Any]) -> list[str]:
+    with pytest.raises(StackError) as caught:
+        parse("lab", "Pulumi.lab.yaml", config)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_misspelt_key_is_named_with_its_nearest_neighbour(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"]["adresses"] = config["hosts"]["smtp-in-oak"].pop("addresses")
+    assert problems_of(config) == [
+        "hosts.smtp-in-oak.addresses: is missing",
+        "hosts.smtp-in-oak.adresses: unknown key, did you mean addresses?",
+    ]
+
+
+def test_an_address_outside_its_prefix_is_refused(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"]["addresses"]["public"][0] = "198.51.100.77"
+    assert problems_of(config) == [
+        "hosts.smtp-in-oak.addresses.public[0]: 198.51.100.77 is not in a public prefix of site oak"
+        " (198.51.100.0/28, 2001:db8:2:1::/64)"
+    ]
+
+
+def test_two_hosts_with_one_address_are_refused(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-out-oak"]["addresses"]["local"][0] = "198.18.1.11"
+    assert problems_of(config) == [
+        "hosts.smtp-out-oak.addresses.local[0]: 198.18.1.11 is taken already by hosts.smtp-in-oak.addresses.local[0]"
+    ]
+
+
+def test_an_alias_to_nowhere_is_refused(config: dict[str, Any]) -> None:
+    config["domains"]["hill.example"]["aliases"] |= {"a": "carl", "b": "nobody@moor.example"}
+    assert problems_of(config) == [
+        "domains.hill.example.aliases.a: there is no account carl",
+        "domains.hill.example.aliases.b: nobody@moor.example is in a domain of this stack,"
+        " but no account, alias or catch-all takes it",
+    ]
+
+
+def test_aliases_that_lead_in_a_circle_are_refused(config: dict[str, Any]) -> None:
+    config["domains"]["hill.example"]["aliases"] |= {"a": "b@moor.example", "b": "a@hill.example"}
+    assert problems_of(config) == [
+        "domains.hill.example.aliases.a: leads in a circle: a@hill.example → b@moor.example → a@hill.example",
+        "domains.hill.example.aliases.b: leads in a circle: b@hill.example → a@hill.example → b@moor.example"
+        " → a@hill.example",
+    ]
+
+
+def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"]["addresses"]["public"][0] = "198.51.100.77"
+    config["domains"]["hill.example"]["aliases"]["a"] = "carl"
+    config["dns"]["servers"]["lab2"] = config["dns"]["servers"].pop("lab")
+    assert len(problems_of(config)) == 2 + len(config["dns"]["zones"])
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.x.yaml"
+    file.write_text("config:\n  posthorn:accounts:\n    ann: {}\n    ann: {}\n")
+    with pytest.raises(StackError, match="line 4: the key ann stands twice"):
+        load(file)
+
+
+def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
+    config["accounts"]["ann"]["password"] = ["very-secret"]
+    assert "very-secret" not in "\n".join(problems_of(config))
+
+
+def test_hosts_are_named_after_their_role_and_site() -> None:
+    assert load(STACKS / "Pulumi.lab.yaml").all_hosts["smtp-in-oak"].fqdn == "smtp-in.oak.net.hill.example"
+
+
+def test_a_domain_that_equals_another_accepts_the_same_addresses() -> None:
+    stack = load(STACKS / "Pulumi.lab.yaml")
+    assert stack.accepts("sales@moor.example")
+    assert stack.accepts("ann+shop@moor.example")
+    assert not stack.accepts("nobody@moor.example")
+
+
+def test_every_domain_takes_mail_for_postmaster_and_abuse() -> None:
+    stack = load(STACKS / "Pulumi.lab.yaml")
+    assert all(stack.accepts(f"{name}@{domain}") for domain in stack.domains for name in ("postmaster", "abuse"))
+
+
+def test_mail_can_leave_from_every_gateway_and_every_mx() -> None:
+    stack = load(STACKS / "Pulumi.lab.yaml")
+    sources = set(map(str, stack.leaves_from()))
+    assert {"198.51.100.129", "2001:db8:2:f::3", "198.51.100.34", "2001:db8:2:2::2"} <= sources
+
+
+def test_a_mac_address_depends_on_the_name_alone(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
+    moved: Stack = parse("lab", "Pulumi.lab.yaml", config)
+    assert moved.all_hosts["smtp-in-oak"].mac(0) == mac_address("smtp-in-oak", 0)
