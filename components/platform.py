@@ -1,0 +1,69 @@
+"""The whole platform of a stack: machines, what is on them, and the records that lead to them."""
+
+from __future__ import annotations
+
+import pulumi
+
+from agent import SOURCE
+from components.host import HostConfiguration, SecretValue
+from components.machine import Hypervisor, Machine
+from components.zones import Zones
+from model.stack import Host, Stack
+from services.bundle import bundle, secrets
+from services.zones import rrsets
+
+
+class Platform(pulumi.ComponentResource):
+    """Builds a stack in the order in which a change is safest.
+
+    Internal names come first; then the machines, side by side; then what is on them, site by site, so that a bad
+    change stops at the first site while the others still serve; and last the records that lead the world to them.
+    """
+
+    def __init__(self, stack: Stack, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("posthorn:index:Platform", stack.name, None, opts)
+        self._stack = stack
+        records = {phase: [r for r in rrsets(stack) if r.phase == phase] for phase in ("internal", "hosts", "service")}
+        internal = Zones(f"{stack.name}-internal", stack, records["internal"], self._child())
+        machines = self._machines()
+        previous_site: list[pulumi.Resource] = [internal]
+        for site in stack.sites:
+            hosts = [
+                self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)
+            ]
+            previous_site = list(hosts) or previous_site
+        names = Zones(f"{stack.name}-hosts", stack, records["hosts"], self._child(previous_site))
+        Zones(f"{stack.name}-service", stack, records["service"], self._child([names]))
+        self.register_outputs({})
+
+    def _child(self, depends_on: list[pulumi.Resource] | None = None) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, depends_on=depends_on or [])
+
+    def _machines(self) -> dict[str, Machine]:
+        stack, machines = self._stack, {}
+        for name, site in stack.sites.items():
+            hosts = [host for host in stack.hosts_at(name) if host.machine]
+            if site.hypervisor is None or not hosts:
+                continue
+            releases = {stack.release_of(host) for host in hosts}
+            hypervisor = Hypervisor(name, site.hypervisor, releases, self._child())
+            for host in hosts:
+                machines[host.name] = Machine(host.name, stack, host, hypervisor, self._child())
+        return machines
+
+    def _configuration(
+        self, host: Host, machine: Machine | None, depends_on: list[pulumi.Resource]
+    ) -> HostConfiguration:
+        stack = self._stack
+        return HostConfiguration(
+            host.name,
+            address=str(host.management_address),
+            host_key=host.host_key(stack.keys),
+            bundle={"agent": SOURCE, **bundle(stack, host)},
+            secrets={
+                name: SecretValue(version=stack.keys.version(content), content=content)
+                for name, content in secrets(stack, host).items()
+            },
+            generation=machine.generation if machine else host.existing.generation if host.existing else "",
+            opts=self._child(depends_on),
+        )

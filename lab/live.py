@@ -1,0 +1,80 @@
+"""The live stack files of the lab: the committed stack, and what was made on the day."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import yaml
+
+from lab.state import State
+from model.load import PROJECT
+from ops.stackfile import write_atomically
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "stacks" / "Pulumi.lab.yaml"
+BCRYPT_ROUNDS = 5
+"""Few, since a login in an emulated VM would take seconds else; the passwords are long and live for a day."""
+
+
+class _NoAliases(yaml.SafeDumper):
+    """YAML without anchors: Pulumi rewrites the file, and each host is to stand on its own."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _hash(password: str) -> str:
+    return "{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode()
+
+
+def _kept(before: dict[str, Any], account: str, password: str) -> str:
+    """The hash that the live file has already, so that a second run changes nothing; else a new one."""
+    known = before.get(f"{PROJECT}:accounts", {}).get(account, {}).get("password", "")
+    if known and bcrypt.checkpw(password.encode(), known.removeprefix("{BLF-CRYPT}").encode()):
+        return str(known)
+    return _hash(password)
+
+
+def live_configuration(state: State, machines: str, before: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a live stack. ``before`` is the present one, whose keys are kept."""
+    config: dict[str, Any] = copy.deepcopy(yaml.safe_load(SOURCE.read_text())["config"])
+
+    def part(key: str) -> dict[str, Any]:
+        return config[f"{PROJECT}:{key}"]  # type: ignore[no-any-return]
+
+    part("access")["operators"] = [state.operator_public_key]
+    part("dns")["resolver"]["trust_anchor"] = list(state.trust_anchor)
+    part("dns")["servers"]["lab"]["key"] = state.tsig_name
+    for name, account in part("accounts").items():
+        account["password"] = _kept(before, name, state.passwords[name])
+    if machines == "containers":
+        for name, host in part("hosts").items():
+            del host["machine"]
+            host["existing"] = {"host_key": state.host_keys[name], "generation": state.generations[name]}
+        for site in part("sites").values():
+            del site["hypervisor"]
+    else:
+        for name, site in part("sites").items():
+            site["hypervisor"] |= state.hypervisors[name]
+    if keys := before.get(f"{PROJECT}:keys"):
+        config[f"{PROJECT}:keys"] = keys
+    return config
+
+
+def write(state: State, machines: str) -> Path:
+    """Writes the lab's own Pulumi project with the live stack file, and returns its folder."""
+    folder = state.folder / "project"
+    folder.mkdir(parents=True, exist_ok=True)
+    project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
+    project["main"], project["stackConfigDir"] = str(ROOT), "."
+    write_atomically(folder / "Pulumi.yaml", yaml.dump(project, sort_keys=False))
+    file = folder / f"Pulumi.lab-{machines}.yaml"
+    document: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    before = document.get("config", {})
+    config = live_configuration(state, machines, before)
+    if config != before:
+        write_atomically(file, yaml.dump(document | {"config": config}, Dumper=_NoAliases, sort_keys=False), 0o600)
+    return folder
