@@ -1,0 +1,177 @@
+"""Whole Debian machines as systemd-nspawn containers, in network namespaces that are ready before them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lab.state import LabError, State, namespace
+from ops.keys import ssh_key
+from ops.stackfile import write_atomically
+
+LAUNCHER = r"""
+echo $$ > "$CGROUP/cgroup.procs"
+# The container sees control groups as on a plain Debian, whatever this machine has.
+umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# nspawn leaves folders below /run/systemd: here they end with this mount namespace.
+mount -t tmpfs -o mode=755 tmpfs /run/systemd
+mount -t overlay "posthorn-$NAME" -o "lowerdir=$LOWER,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root"
+export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
+while :; do
+    rc=0
+    systemd-nspawn --quiet --settings=no --register=no --keep-unit --boot --machine="$NAME" --directory="$MACHINE/root" \
+        --network-namespace-path="/run/netns/$NETNS" --capability=CAP_NET_ADMIN --resolv-conf=off --timezone=off \
+        --link-journal=no --console=pipe || rc=$?
+    [ $rc = 133 ] || break  # 133: the machine reboots
+done
+"""
+START_SECONDS = 60.0
+POLL_SECONDS = 0.05
+
+
+def _cgroups() -> Path:
+    hybrid = Path("/sys/fs/cgroup/unified")
+    return (hybrid if hybrid.is_dir() else Path("/sys/fs/cgroup")) / "posthorn"
+
+
+def machine_folder(state: State, name: str) -> Path:
+    return state.folder / "machines" / name
+
+
+def upper(state: State, name: str) -> Path:
+    """The folder that holds what a machine has changed; readable from outside while it runs."""
+    return machine_folder(state, name) / "upper"
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def _launcher(state: State, name: str) -> int | None:
+    """The launcher's process, if it is still the one that was started: a process id is soon somebody else's."""
+    try:
+        pid, started = (machine_folder(state, name) / "pid").read_text().split()
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, ValueError):
+        return None
+    return int(pid) if stat.rpartition(")")[2].split()[19] == started else None
+
+
+def leader(state: State, name: str) -> int | None:
+    """The process that is number 1 inside a machine; None when the machine does not run."""
+    launcher = _launcher(state, name)
+    for nspawn in _children(launcher) if launcher else ():
+        for child in _children(nspawn):
+            return child
+    return None
+
+
+def prepare(state: State, name: str, *, host_key: bool = True) -> None:
+    """Makes the writable layer of a machine that has none: its name, its SSH host key, the operator's key."""
+    folder = machine_folder(state, name)
+    if (folder / "ready").exists():
+        return
+    for part in ("upper", "work", "root"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    top = folder / "upper"
+    (top / "etc" / "ssh").mkdir(parents=True)
+    (top / "root" / ".ssh").mkdir(parents=True, mode=0o700)
+    os.chmod(top / "root", 0o700)
+    (top / "etc" / "hostname").write_text(f"{name}\n")
+    (top / "etc" / "resolv.conf").write_text((state.folder / "resolv.conf").read_text())
+    (top / "root" / ".ssh" / "authorized_keys").write_text(f"{state.operator_public_key}\n")
+    if host_key:
+        public, private = ssh_key(name)
+        write_atomically(top / "etc" / "ssh" / "ssh_host_ed25519_key", private, 0o600)
+        write_atomically(top / "etc" / "ssh" / "ssh_host_ed25519_key.pub", public + "\n")
+        state.host_keys[name] = public
+    (folder / "ready").touch()
+
+
+def start(state: State, name: str, lower: Path) -> None:
+    """Starts a machine that was prepared. Does nothing when it runs."""
+    if leader(state, name) is not None:
+        return
+    folder = machine_folder(state, name)
+    cgroup = _cgroups() / name
+    cgroup.mkdir(parents=True, exist_ok=True)
+    variables = {
+        "NAME": name,
+        "CGROUP": str(cgroup),
+        "LOWER": str(lower),
+        "MACHINE": str(folder),
+        "NETNS": namespace(name),
+    }
+    with (folder / "console.log").open("ab") as console:
+        launcher = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "slave", "bash", "-ec", LAUNCHER],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+            env={**os.environ, **variables},
+        )
+    started = Path(f"/proc/{launcher.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    (folder / "pid").write_text(f"{launcher.pid} {started}")
+
+
+def wait_for_ssh(state: State, addresses: Mapping[str, str]) -> None:
+    """Waits until every machine (name to address) shows an SSH banner to the operator."""
+    script = "import socket,sys;s=socket.create_connection((sys.argv[1],22),2);sys.exit(0 if s.recv(4)==b'SSH-' else 1)"
+    deadline = time.monotonic() + START_SECONDS
+    waiting = dict(addresses)
+    while waiting:
+        for name, address in list(waiting.items()):
+            done = state.run_in("operator", ["python3", "-c", script, address], capture_output=True)
+            if done.returncode == 0:
+                del waiting[name]
+        if waiting and time.monotonic() > deadline:
+            raise LabError(f"{', '.join(waiting)} did not answer on SSH within {START_SECONDS:.0f} s")
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def kill(name: str) -> None:
+    """Takes the power from a machine: every process of it ends at once."""
+    with contextlib.suppress(OSError):
+        (_cgroups() / name / "cgroup.kill").write_text("1")
+
+
+def running() -> list[str]:
+    """Machines that have processes, also of a lab whose state was lost."""
+    return [path.name for path in sorted(_cgroups().glob("*")) if path.is_dir()]
+
+
+def stop_all() -> int:
+    """Takes the power from all machines, waits for their end, and removes their control groups."""
+    names = running()
+    for name in names:
+        kill(name)
+    deadline = time.monotonic() + START_SECONDS
+    for name in names:
+        group = _cgroups() / name
+        while any(p.read_text().strip() for p in group.rglob("cgroup.procs")) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        for inner in sorted(group.rglob("*"), key=lambda path: -len(path.parts)):
+            if inner.is_dir():
+                with contextlib.suppress(OSError):
+                    inner.rmdir()
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    with contextlib.suppress(OSError):
+        _cgroups().rmdir()
+    return len(names)
+
+
+def wipe(state: State, name: str) -> None:
+    """Throws away all that a machine ever wrote, as when it was installed anew. It must not run."""
+    shutil.rmtree(machine_folder(state, name), ignore_errors=True)

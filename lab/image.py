@@ -1,0 +1,116 @@
+"""The Debian file system that the lab's machines start from, made once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lab.state import CACHE, LabError
+from ops.stackfile import write_atomically
+
+SUITES = {12: "bookworm", 13: "trixie"}
+BASE = (
+    "systemd-sysv dbus openssh-server python3 ca-certificates iproute2 iputils-ping nftables procps kmod "
+    "logrotate unattended-upgrades systemd-timesyncd rsync less"
+).split()  # noqa: SIM905
+ROLES = (
+    "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
+    "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
+    "libnginx-mod-stream stunnel4"
+).split()  # noqa: SIM905
+ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
+"""What only the lab's own machines need: name servers, and the checks of the foreign mail host."""
+
+# Every daemon waits for its configuration; the agent enables what a host needs.
+AT_REST = (
+    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 knot "
+    "systemd-timesyncd unattended-upgrades"
+).split()  # noqa: SIM905
+MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service unbound-resolvconf.service"
+DEBCONF = "postfix postfix/main_mailer_type select No configuration"
+
+TIDY = f"""set -e
+systemctl --root="$1" disable --quiet {" ".join(AT_REST)} 2>/dev/null || true
+systemctl --root="$1" mask --quiet {MASKED} 2>/dev/null
+rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/postsrsd.secret "$1"/etc/hostname "$1"/etc/resolv.conf
+: > "$1"/etc/machine-id
+rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share/doc/* "$1"/usr/share/man/*
+"""
+
+
+def _sources(suite: str) -> str:
+    """The machine's own package sources, for another release of Debian where it is one."""
+    own = [*Path("/etc/apt/sources.list.d").glob("debian*.sources"), Path("/etc/apt/sources.list")]
+    mirror = "http://deb.debian.org/debian"
+    for file in own:
+        for line in file.read_text().splitlines() if file.exists() else ():
+            words = line.split()
+            if line.startswith("URIs:") and "security" not in line:
+                mirror = words[1]
+                break
+    security = f"{mirror.rstrip('/')}-security"
+    return "\n".join(
+        (
+            f"deb {mirror} {suite} main",
+            f"deb {mirror} {suite}-updates main",
+            f"deb {security} {suite}-security main",
+            "",
+        )
+    )
+
+
+def recipe(release: int) -> dict[str, object]:
+    """All that decides what is in an image: equal recipes give equal images."""
+    return {"release": release, "packages": sorted({*BASE, *ROLES, *ABROAD}), "tidy": TIDY, "debconf": DEBCONF}
+
+
+def folder(release: int) -> Path:
+    """Where the image of a Debian release lies, whether it was made or not."""
+    digest = hashlib.sha256(json.dumps(recipe(release), sort_keys=True).encode()).hexdigest()[:12]
+    return CACHE / "images" / f"debian-{release}-{digest}"
+
+
+def make(release: int, log: Path) -> Path:
+    """The root folder of an image, made with mmdebstrap when the cache has none (some 50 s on two cores).
+
+    Raises `LabError` with the end of the log.
+    """
+    image = folder(release)
+    root = image / "root"
+    if (image / "packages").exists():
+        return root
+    shutil.rmtree(image, ignore_errors=True)
+    image.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        sources, tidy, answers = (Path(scratch, name) for name in ("sources.list", "tidy", "answers"))
+        sources.write_text(_sources(SUITES[release]))
+        answers.write_text(DEBCONF + "\n")
+        tidy.write_text(f"#!/bin/sh\n{TIDY}")
+        tidy.chmod(0o755)
+        command = [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            f"--include={','.join(sorted({*BASE, *ROLES, *ABROAD}))}",
+            f'--essential-hook=chroot "$1" debconf-set-selections < {answers}',
+            f"--customize-hook={tidy}",
+            SUITES[release],
+            str(root),
+            str(sources),
+        ]
+        with log.open("w") as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+        shutil.rmtree(image, ignore_errors=True)
+        raise LabError(f"mmdebstrap could not make the image ({log}):\n{tail}")
+    listed = subprocess.run(
+        ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W"], capture_output=True, text=True, check=True
+    )
+    # The list comes last: an image without it was not finished.
+    write_atomically(image / "packages", listed.stdout)
+    return root

@@ -1,0 +1,202 @@
+"""The name servers of the lab's internet: a signed root, the zones below it, blocklists, and a resolver.
+
+Knot serves every zone and takes the stack's updates; Unbound resolves for the client, the foreign host and the
+operator. Both run in one container, in the namespace of the internet's router.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+
+from lab.network import DNS, FOREIGN, LAN4, LAN6, RESOLVER
+from lab.state import LabError, State
+
+NAME = "internet"
+READY_SECONDS = 30.0
+SERIAL = "1 3600 600 604800 60"
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A zone of the lab: its parent, its first records, and whether the stack may change it."""
+
+    name: str
+    parent: str | None
+    records: str = ""
+    updates: bool = False
+
+
+FAR = f"""
+@ 3600 MX 10 mx
+@ 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} ip6:{LAN6}{FOREIGN} -all"
+_dmarc 3600 TXT "v=DMARC1; p=reject"
+mx 3600 A {LAN4}.{FOREIGN}
+mx 3600 AAAA {LAN6}{FOREIGN}
+mx 3600 TXT "v=spf1 a -all"
+"""
+BLOCKLIST = """
+2.0.0.127 60 A 127.0.0.2
+66.113.0.203 60 A 127.0.0.4
+67.113.0.203 60 A 127.255.255.254
+spam.example.dbl 60 A 127.0.1.2
+"""
+FAR_PTR = f"{FOREIGN} 3600 PTR mx.far.example.\n"
+
+ZONES = (
+    Zone(".", None),
+    Zone("example", ".", f"ns 3600 A {LAN4}.{DNS}\nns 3600 AAAA {LAN6}{DNS}\n"),
+    Zone("far.example", "example", FAR),
+    Zone("dnsbl.example", "example", BLOCKLIST),
+    Zone("hill.example", "example", updates=True),
+    Zone("net.hill.example", "hill.example", updates=True),
+    Zone("dale.example", "example", updates=True),
+    Zone("moor.example", "example", updates=True),
+    Zone("100.51.198.in-addr.arpa", ".", updates=True),
+    Zone("18.198.in-addr.arpa", ".", updates=True),
+    Zone("113.0.203.in-addr.arpa", ".", FAR_PTR),
+    Zone(
+        "8.b.d.0.1.0.0.2.ip6.arpa",
+        ".",
+        f"{'.'.join(reversed('000f' + '0000' * 4 + f'{FOREIGN:0>4}'))} 3600 PTR mx.far.example.\n",
+        updates=True,
+    ),
+)
+
+
+def _knot(state: State) -> str:
+    zones = "".join(
+        f"  - domain: {zone.name}\n    file: {zone.name.rstrip('.') or 'root'}.zone\n"
+        + ("    acl: update\n" if zone.updates else "")
+        for zone in ZONES
+    )
+    return f"""server:
+    listen: [{LAN4}.{DNS}@53, {LAN6}{DNS}@53]
+    rundir: /run/knot
+log:
+  - target: syslog
+    any: warning
+key:
+  - id: {state.tsig_name}
+    algorithm: hmac-sha256
+    secret: {state.tsig_secret}
+acl:
+  - id: update
+    key: {state.tsig_name}
+    action: [update, transfer]
+policy:
+  - id: lab
+    algorithm: ecdsap256sha256
+    single-type-signing: on
+    manual: on
+template:
+  - id: default
+    storage: /var/lib/knot
+    dnssec-signing: on
+    dnssec-policy: lab
+    zonefile-load: difference-no-serial
+    journal-content: all
+    zonefile-sync: -1
+zone:
+{zones}"""
+
+
+def _zone_text(zone: Zone, delegations: str) -> str:
+    origin = zone.name if zone.name == "." else f"{zone.name}."
+    return f"$ORIGIN {origin}\n@ 3600 SOA ns.example. hostmaster.example. {SERIAL}\n@ 3600 NS ns.example.\n{zone.records}{delegations}"
+
+
+UNBOUND = f"""server:
+    interface: {LAN4}.{RESOLVER}
+    interface: {LAN6}{RESOLVER}
+    access-control: 0.0.0.0/0 allow
+    access-control: ::/0 allow
+    root-hints: /etc/unbound/lab-root.hints
+    trust-anchor-file: /etc/unbound/lab-root.key
+    local-zone: "100.51.198.in-addr.arpa." nodefault
+    local-zone: "113.0.203.in-addr.arpa." nodefault
+    local-zone: "8.b.d.0.1.0.0.2.ip6.arpa." nodefault
+    # The lab's records come and go within seconds.
+    cache-max-negative-ttl: 1
+    cache-max-ttl: 5
+"""
+
+
+KEYS = r"""set -e
+keymgr="runuser -u knot -- keymgr -c /etc/knot/knot.conf"
+mkdir -p /var/lib/knot/keys && chown -R knot: /var/lib/knot
+for zone in ZONES; do
+    $keymgr "$zone" generate algorithm=ecdsap256sha256 ksk=yes zsk=yes >/dev/null
+    $keymgr "$zone" ds | grep ' 2 [0-9A-Fa-f]*$'
+done
+"""
+
+
+def configure(state: State) -> None:
+    """Makes keys and zones in the running container, and starts the name servers. Sets the lab's trust anchor."""
+    if not state.trust_anchor:
+        _write(state, "/etc/knot/knot.conf", _knot(state))
+        names = " ".join(zone.name for zone in ZONES)
+        made = _in(state, "sh", "-c", KEYS.replace("ZONES", names))
+        ds = {line.split()[0].rstrip(".") or ".": line for line in made.splitlines()}
+        for zone in ZONES:
+            delegations = "".join(
+                f"{child.name}. 3600 NS ns.example.\n{ds[child.name]}\n" for child in ZONES if child.parent == zone.name
+            )
+            glue = f"ns.example. 3600 A {LAN4}.{DNS}\nns.example. 3600 AAAA {LAN6}{DNS}\n" if zone.name == "." else ""
+            _write(state, f"/var/lib/knot/{zone.name.rstrip('.') or 'root'}.zone", _zone_text(zone, delegations + glue))
+        state.trust_anchor = (ds["."],)
+        _write(state, "/etc/unbound/lab-root.key", ds["."] + "\n")
+        _write(
+            state,
+            "/etc/unbound/lab-root.hints",
+            f". 3600000 NS ns.example.\nns.example. 3600000 A {LAN4}.{DNS}\nns.example. 3600000 AAAA {LAN6}{DNS}\n",
+        )
+        _write(state, "/etc/unbound/unbound.conf.d/lab.conf", UNBOUND)
+        _write(state, "/etc/default/unbound", "ROOT_TRUST_ANCHOR_UPDATE=false\n")
+        state.save()
+    _in(
+        state,
+        "sh",
+        "-c",
+        "rm -f /etc/unbound/unbound.conf.d/root-auto-trust-anchor-file.conf; chown -R knot: /var/lib/knot;"
+        " systemctl enable --quiet knot unbound; systemctl start knot unbound",
+    )
+
+
+def wait_until_ready(state: State) -> None:
+    """Waits until the resolver answers for the root with a checked signature."""
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        done = subprocess.run(
+            state.command_in(
+                NAME, ["kdig", f"@{LAN4}.{RESOLVER}", "+dnssec", "+timeout=1", "+retry=0", "mx.far.example", "A"]
+            ),
+            capture_output=True,
+            text=True,
+        )
+        if " ad" in done.stdout.partition("Flags:")[2].partition(";")[0]:
+            return
+        if time.monotonic() > deadline:
+            raise LabError(f"the lab's resolver gives no signed answer: {done.stdout}{done.stderr}")
+        time.sleep(0.1)
+
+
+def _write(state: State, path: str, text: str) -> None:
+    done = state.run_in(NAME, ["install", "-D", "-m", "644", "/dev/stdin", path], input=text, text=True)
+    if done.returncode:
+        raise LabError(f"internet: {path} could not be written")
+
+
+def _in(state: State, *command: str) -> str:
+    done = state.run_in(NAME, list(command), capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"internet: {' '.join(command[:2])}: {done.stderr.strip()}")
+    return str(done.stdout)
+
+
+def add_record(state: State, zone: str, owner: str, kind: str, data: str, ttl: int = 3600) -> None:
+    """Adds a record to a zone of the lab's own, at once."""
+    commands = (f"zone-begin {zone}", f"zone-set {zone} {owner} {ttl} {kind} {data}", f"zone-commit {zone}")
+    _in(state, "sh", "-c", "".join(f"knotc {command} >/dev/null\n" for command in commands))

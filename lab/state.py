@@ -1,0 +1,172 @@
+"""What the lab remembers between commands, and how to run a command inside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.load import load as load_stack
+from model.stack import Stack
+from ops.keys import ssh_key
+from ops.stackfile import write_atomically
+
+ROOT = Path(__file__).parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posthorn"
+FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / "lab"
+PREFIX = "posthorn-"
+RESOLVER = "203.0.113.54"
+
+
+class LabError(Exception):
+    """Something went wrong in the lab: the message says what, where, and what to do."""
+
+
+def namespace(name: str) -> str:
+    """The network namespace of a part of the lab."""
+    return PREFIX + name
+
+
+@dataclass
+class State:
+    """The lab as it stands. What was made on the day is kept here, and nowhere in the repository."""
+
+    folder: Path = FOLDER
+    machines: str = "containers"
+    passwords: dict[str, str] = field(default_factory=dict)
+    tsig_name: str = "posthorn-lab"
+    tsig_secret: str = ""
+    operator_public_key: str = ""
+    host_keys: dict[str, str] = field(default_factory=dict)
+    generations: dict[str, str] = field(default_factory=dict)
+    trust_anchor: tuple[str, ...] = ()
+    hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    # Files
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def operator_key(self) -> Path:
+        return self.folder / "operator"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.folder / "agent.sock"
+
+    @property
+    def passphrase_file(self) -> Path:
+        return self.folder / "passphrase"
+
+    @property
+    def authority_file(self) -> Path:
+        """The certificate of the stack's authority, for the lab's clients."""
+        return self.folder / "authority.pem"
+
+    @property
+    def project(self) -> Path:
+        return self.folder / "project"
+
+    @property
+    def python(self) -> str:
+        return sys.executable
+
+    def save(self) -> None:
+        """Writes it down, readable by root alone."""
+        values = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_atomically(self.file, json.dumps(values, indent=1), 0o600)
+
+    # Running things
+
+    def environment(self) -> dict[str, str]:
+        """The variables that the operator's programs need inside the lab."""
+        return {
+            "PULUMI_BACKEND_URL": f"file://{self.folder / 'backend'}",
+            "PULUMI_CONFIG_PASSPHRASE_FILE": str(self.passphrase_file),
+            "PULUMI_DIY_BACKEND_DISABLE_CHECKPOINT_BACKUPS": "true",
+            "SSH_AUTH_SOCK": str(self.agent_socket),
+            "POSTHORN_PROJECT": str(self.project),
+        }
+
+    def command_in(self, where: str, command: list[str]) -> list[str]:
+        """The command that runs another one somewhere in the lab.
+
+        In a container it enters the container; in the client's and the operator's namespaces it sees this machine's
+        files, with the lab's resolver.
+        """
+        from lab.containers import leader
+
+        if (pid := leader(self, where)) is not None:
+            return [
+                "nsenter",
+                "-t",
+                str(pid),
+                "--mount",
+                "--uts",
+                "--ipc",
+                "--net",
+                "--pid",
+                "--root",
+                "--wd",
+                *command,
+            ]
+        if not Path("/run/netns", namespace(where)).exists():
+            raise LabError(f"there is no {where} in the lab, or it is not running: see python -m lab status")
+        resolv = self.folder / "resolv.conf"
+        # A mount namespace of its own: nothing of this is left behind.
+        script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        enter = ["nsenter", f"--net=/run/netns/{namespace(where)}"]
+        return [*enter, "unshare", "--mount", "sh", "-c", script, str(resolv), *command]
+
+    def run_in(self, where: str, command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Runs a command somewhere in the lab: a host, client, foreign, operator or internet."""
+        env = {**os.environ, **options.pop("env", {})}
+        if where == "operator":
+            env |= self.environment()
+        options.setdefault("cwd", ROOT)
+        return subprocess.run(self.command_in(where, command), env=env, **options)
+
+
+def stack() -> Stack:
+    """The lab's stack as it is committed: hosts, sites and addresses."""
+    return load_stack(ROOT / "stacks" / "Pulumi.lab.yaml")
+
+
+def load() -> State:
+    """The lab's state. Raises `LabError` when there is no lab."""
+    if not (FOLDER / "state.json").exists():
+        raise LabError("there is no lab: start one with make lab")
+    values = json.loads((FOLDER / "state.json").read_text())
+    values["trust_anchor"] = tuple(values["trust_anchor"])
+    return State(**values)
+
+
+def load_or_make(machines: str) -> State:
+    """The lab's state, made with fresh keys and passwords when there is none."""
+    if (FOLDER / "state.json").exists():
+        state = load()
+        if state.machines != machines:
+            raise LabError(f"the lab runs with {state.machines}: make lab-down first, or MACHINES={state.machines}")
+        return state
+    FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (FOLDER / "backend").mkdir(exist_ok=True)
+    state = State(machines=machines)
+    public, private = ssh_key("operator")
+    state.operator_public_key = public
+    write_atomically(state.operator_key, private, 0o600)
+    write_atomically(state.passphrase_file, secrets.token_urlsafe(24), 0o600)
+    write_atomically(FOLDER / "resolv.conf", f"nameserver {RESOLVER}\noptions timeout:2\n")
+    state.tsig_secret = base64.b64encode(secrets.token_bytes(32)).decode()
+    lab_stack = stack()
+    state.passwords = {name: secrets.token_urlsafe(12) for name in lab_stack.accounts}
+    state.generations = dict.fromkeys(lab_stack.hosts, "1")
+    state.save()
+    return state

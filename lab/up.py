@@ -1,0 +1,226 @@
+"""From nothing to a proved mail service, and back to nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lab import containers, foreign, image, internet, live, network
+from lab.proof import prove
+from lab.state import FOLDER, LabError, State, load, load_or_make, stack
+from model.load import load as load_stack
+
+LOCK = Path("/run/posthorn-lab.lock")
+INFRASTRUCTURE = (internet.NAME, foreign.NAME)
+"""Machines of the lab itself, always containers."""
+
+
+class Phases:
+    """Says what is going on, and what each part of it took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.taken: list[tuple[str, float, float | None]] = [
+            (phase["name"], phase["wall"], phase["cpu"])
+            for phase in json.loads(os.environ.get("POSTHORN_SETUP_PHASES", "[]"))
+        ]
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        with self.console.status(f"{name} …"):
+            if not self.console.is_terminal:
+                self.console.print(f"· {name} …")
+            yield
+        self.taken.append((name, time.monotonic() - started, None))
+        self.console.print(f"✓ {name}: {self.taken[-1][1]:.1f} s")
+
+    def summary(self) -> Table:
+        table = Table(title="What took how long", title_justify="left", show_edge=False)
+        table.add_column("phase")
+        table.add_column("s", justify="right")
+        table.add_column("CPU-s", justify="right")
+        for name, wall, cpu in self.taken:
+            table.add_row(name, f"{wall:.1f}", f"{cpu:.1f}" if cpu is not None else "")
+        table.add_row("all", f"{sum(wall for _, wall, _ in self.taken):.1f}", "", style="bold")
+        return table
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One command at a time changes the lab."""
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LabError("another command is starting or removing the lab: wait for it") from None
+        yield
+
+
+def _start_agent(state: State) -> None:
+    """An SSH agent with the operator's key: so no key stands in Pulumi's state."""
+    if _agent_pid(state) is not None:
+        return
+    state.agent_socket.unlink(missing_ok=True)
+    started = subprocess.run(
+        ["ssh-agent", "-s", "-a", str(state.agent_socket)], capture_output=True, text=True, check=True
+    )
+    pid = started.stdout.partition("SSH_AGENT_PID=")[2].partition(";")[0]
+    (state.folder / "agent.pid").write_text(pid)
+    subprocess.run(
+        ["ssh-add", "-q", str(state.operator_key)],
+        env={**os.environ, "SSH_AUTH_SOCK": str(state.agent_socket)},
+        check=True,
+        capture_output=True,
+    )
+
+
+def _agent_pid(state: State) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((state.folder / "agent.pid").read_text())
+        if str(state.agent_socket).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
+
+
+def infrastructure(phases: Phases, machines: str) -> State:
+    """Images, wires, name servers, the foreign host, and machines that answer on SSH. Does only what is missing."""
+    lab_stack = stack()
+    state = load_or_make(machines)
+    logs = state.folder.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    lower = image.folder(12) / "root"
+    if not (image.folder(12) / "packages").exists():
+        with phases.phase("Debian 12 image"):
+            image.make(12, logs / "image-12.log")
+    if not network.exists():
+        with phases.phase("network"):
+            _sweep()
+            network.build(lab_stack, containers=machines == "containers")
+    _start_agent(state)
+    hosts = list(lab_stack.all_hosts.values()) if machines == "containers" else []
+    names = [*INFRASTRUCTURE, *(host.name for host in hosts)]
+    if any(containers.leader(state, name) is None for name in names):
+        with phases.phase(f"{len(names)} containers"):
+            for name in names:
+                containers.prepare(state, name)
+                containers.start(state, name, lower)
+            state.save()
+            addresses = {host.name: str(host.management_address) for host in hosts}
+            addresses |= {foreign.NAME: "203.0.113.25", internet.NAME: "203.0.113.1"}
+            containers.wait_for_ssh(state, addresses)
+        with phases.phase("name servers and foreign host"):
+            internet.configure(state)
+            internet.wait_until_ready(state)
+            foreign.configure(state)
+    if machines == "vms":
+        from lab import vms
+
+        vms.start(phases, state)
+    return state
+
+
+def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = False) -> None:
+    done = state.run_in(
+        "operator", [sys.executable, "-m", "ops", *arguments], input=text, capture_output=quiet, text=True
+    )
+    if done.returncode:
+        raise LabError((done.stdout + done.stderr).strip() if quiet else f"ops {arguments[0]} failed")
+
+
+def up(console: Console, machines: str, *, only_infrastructure: bool = False) -> None:
+    """Starts the lab, brings the stack up in it, and proves that mail flows. Does only what is missing."""
+    phases = Phases(console)
+    with _lock():
+        state = infrastructure(phases, machines)
+        if only_infrastructure:
+            return
+        name = f"lab-{machines}"
+        project = live.write(state, machines)
+        with phases.phase("keys"):
+            _ops(state, "keys", name, quiet=True)
+            if not (state.folder / "tsig-stored").exists():
+                _ops(state, "tsig", name, "--key", state.tsig_name, text=state.tsig_secret + "\n", quiet=True)
+                (state.folder / "tsig-stored").touch()
+            live_stack = load_stack(project / f"Pulumi.{name}.yaml", name)
+            state.authority_file.write_text(live_stack.keys.public.authority)
+        with phases.phase("make up"):
+            _ops(state, "up", name, "--yes")
+        with phases.phase("proof"):
+            prove(state, console)
+    console.print(phases.summary())
+    status(console)
+
+
+def _sweep() -> None:
+    """Removes what a lab that died left: its own things alone, known by their names."""
+    containers.stop_all()
+    network.remove()
+
+
+def down(console: Console) -> None:
+    """Removes the lab: processes, namespaces, control groups and files. Also what a lab without state left."""
+    with _lock():
+        started = time.monotonic()
+        with contextlib.suppress(LabError):
+            state = load()
+            if state.machines == "vms":
+                from lab import vms
+
+                vms.stop(state)
+            if (pid := _agent_pid(state)) is not None:
+                os.kill(pid, signal.SIGTERM)
+        machines, namespaces = containers.stop_all(), network.remove()
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        for folder in (FOLDER.parent / "logs", FOLDER.parent):
+            shutil.rmtree(folder, ignore_errors=True) if folder.name == "logs" else _rmdir(folder)
+    LOCK.unlink(missing_ok=True)
+    took = time.monotonic() - started
+    console.print(f"the lab is gone: {machines} containers, {namespaces} namespaces, {took:.1f} s")
+
+
+def _rmdir(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def status(console: Console) -> None:
+    """Prints sites, hosts, addresses and states."""
+    state, lab_stack = load(), stack()
+    table = Table(title=f"The lab: {state.machines}", title_justify="left", show_edge=False)
+    for column in ("site", "host", "roles", "site-local", "public", "state"):
+        table.add_column(column, overflow="fold")
+    for site in lab_stack.sites:
+        for host in lab_stack.hosts_at(site):
+            alive = containers.leader(state, host.name) is not None if state.machines == "containers" else None
+            table.add_row(
+                site,
+                host.name,
+                ", ".join(role.value for role in host.roles),
+                str(host.local4),
+                str(host.public4 or ""),
+                {True: "[green]up", False: "[red]down", None: "VM"}[alive],
+            )
+    console.print(table)
+    console.print(PICTURE, markup=False)
+
+
+PICTURE = """
+   foreign 203.0.113.25 ┐
+   client  203.0.113.80 ┼─ internet ─┬──────────── oak  198.51.100.0/28   198.18.1.0/24
+   DNS     203.0.113.53 ┘            ├──────────── elm  198.51.100.16/28  198.18.2.0/24
+                                     └──────────── ash  198.51.100.32/28  198.18.3.0/24
+   operator 198.19.0.10 ─────────────── backbone ─ (oak, elm and ash, site-local)
+"""
