@@ -133,7 +133,7 @@ class Hypervisor:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Ends it with all its VMs, as a power cut would, and removes what it kept. Does nothing when it is not there."""
+        """Ends it with all its VMs, as a power cut would, and removes what it kept."""
         pid = self._pid()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)

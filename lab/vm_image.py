@@ -27,7 +27,7 @@ SIZE = "2G"
 
 LOAD_ORDER = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk")
 
-UNUSED_MODULES = ("kvm_amd", "kvm_intel", "kvm", "ata_piix", "ata_generic", "libata", "serio_raw", "psmouse", "powernow_k8")
+UNUSED_MODULES = ("kvm_amd", "kvm_intel", "kvm", "ata_piix", "ata_generic", "libata", "serio_raw", "psmouse")
 
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.show_status=0"
 
@@ -144,10 +144,10 @@ class VmImage:
 def image(root: Path, images: Path) -> VmImage:
     """The image of a root file system, made if it is not there.
 
-    ``root`` is a directory whose name stands for its content; ``images`` is where images are kept. The image appears
-    there whole or not at all. Raises `ImageError`.
+    ``root`` lies in a directory whose name stands for its content; ``images`` is where images are kept. The image
+    appears there whole or not at all. Raises `ImageError`.
     """
-    recipe = hashlib.sha256(f"{root.name}\n{Path(__file__).read_text()}".encode()).hexdigest()[:16]
+    recipe = hashlib.sha256(f"{root.parent.name}\n{Path(__file__).read_text()}".encode()).hexdigest()[:16]
     target = images / f"vm-{recipe}"
     if not target.is_dir():
         # In a mount namespace of its own, so that no mount outlives the build.

@@ -1,0 +1,260 @@
+"""Virtual machines on libvirt: the only module that knows the libvirt provider.
+
+pulumi-libvirt is deprecated upstream (0.5.4 is its last release), so nothing of it shows outside: `Hypervisor` and
+`Machine` take values of the model, and give a machine's ``generation``.
+
+A machine has a system disk on a base image, which is made anew without regret, and a data disk, which is protected.
+Names of volumes end in characters that Pulumi draws at random, except the data disk's: a system disk that is made anew
+is a new path, which is the machine's new generation and makes the machine itself new; a data disk is found again by
+its name even when the state was lost.
+
+What the provider can change only by replacing, and what that means here:
+
+- machine: vcpu, memory, type, disks, cmdlines, cpu, consoles, xml.xslt → shut down, defined anew, same disks: a reboot
+- machine: kernel, initrd, network_interfaces → the same; the provider would accept the change and do nothing
+- system disk: size, base_volume_id, pool → the machine is installed anew: new system disk, new first boot
+- base image: source is ignored once uploaded; ``--replace`` its volume to install all machines of that site anew
+- first-boot data: ignored once written; taken anew together with a new system disk
+- data disk: protected, so a change that replaces it is refused; size is ignored and grown on the hypervisor
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+import pulumi
+import pulumi_libvirt as libvirt
+
+from model.network import Hypervisor as HypervisorSettings
+from model.network import Image, Release
+from model.stack import Host, Stack
+from services.cloud_init import first_boot
+
+GIB = 2**30
+SHUTDOWN_SECONDS = 90
+
+# Applied to what the provider makes of a domain. No screen: a mail host has nobody before it, and not every QEMU has
+# SPICE, which the provider puts in. The serial console, the random number generator and the agent's channel stay.
+XSLT = """\
+<xsl:stylesheet version="1.0" xmlns:xsl="http://www.w3.org/1999/XSL/Transform">
+  <xsl:output omit-xml-declaration="yes"/>
+  <xsl:template match="@*|node()"><xsl:copy><xsl:apply-templates select="@*|node()"/></xsl:copy></xsl:template>
+  <xsl:template match="/domain/devices/graphics|/domain/devices/video|/domain/devices/audio"/>
+{emulation}</xsl:stylesheet>
+"""
+
+# An emulated machine translates its code into a cache, of 1 GiB by default: 128 MiB cost no time and save that memory.
+# Every device costs time at boot, so those that libvirt adds by itself are refused.
+EMULATION = """\
+  <xsl:template match="/domain/features"><xsl:copy>
+    <xsl:apply-templates select="@*|node()"/><tcg><tb-cache unit="MiB">128</tb-cache></tcg>
+  </xsl:copy></xsl:template>
+  <xsl:template match="/domain/devices/channel"/>
+  <xsl:template match="/domain/devices"><xsl:copy>
+    <xsl:apply-templates select="@*|node()"/>
+    <controller type="usb" model="none"/><memballoon model="none"/>
+  </xsl:copy></xsl:template>
+"""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What machines of one release start from, as it lies on the hypervisor."""
+
+    volume_id: pulumi.Output[str]
+    kernel: pulumi.Output[str] | None
+    initrd: pulumi.Output[str] | None
+    command_line: str
+
+
+class Hypervisor(pulumi.ComponentResource):
+    """The libvirt of a site: the connection to it, and the base images of its machines.
+
+    The connection is made when the provider starts, in a preview too: a site that cannot be reached has to be
+    excluded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: HypervisorSettings,
+        releases: Iterable[Release],
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        """``name`` is the site's; an image is uploaded for each of the ``releases``.
+
+        Raises `ValueError` when the URI leads over SSH without a file of pinned host keys.
+        """
+        super().__init__("posthorn:index:Hypervisor", name, None, opts)
+        require_pinned_host_key(settings.uri)
+        self.settings = settings
+        self.provider = libvirt.Provider(
+            f"{name}-hypervisor", libvirt.ProviderArgs(uri=settings.uri), pulumi.ResourceOptions(parent=self)
+        )
+        self.bases = {release: self._base(f"{name}-debian-{release}", settings.images[release]) for release in releases}
+        self.shut_down = pulumi.ResourceHook(f"shut-down-{name}", self._shut_down)
+        self.register_outputs({})
+
+    def _base(self, name: str, image: Image) -> Base:
+        kernel = self._upload(f"{name}-kernel", image.kernel, "raw") if image.kernel else None
+        initrd = self._upload(f"{name}-initrd", image.initrd, "raw") if image.initrd else None
+        return Base(self._upload(name, image.source, image.format), kernel, initrd, image.command_line)
+
+    def _upload(self, name: str, source: str, format_: str) -> pulumi.Output[str]:
+        # An image that changes is no reason to install every machine anew: that is for the operator to say.
+        opts = pulumi.ResourceOptions(parent=self, provider=self.provider, ignore_changes=["source", "format"])
+        return libvirt.Volume(name, libvirt.VolumeArgs(pool=self.settings.pool, source=source, format=format_), opts).id
+
+    def _shut_down(self, args: pulumi.ResourceHookArgs) -> None:
+        """Shuts a machine down before it is deleted. The provider itself would only pull its plug."""
+        done = subprocess.run(shut_down_command(self.settings.uri, args.id), capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+            pulumi.log.warn(f"{args.name} was not shut down cleanly, it is switched off: {''.join(said)}")
+
+
+def require_pinned_host_key(uri: str) -> None:
+    """Refuses a libvirt URI whose server would not be known for sure. Raises `ValueError`."""
+    query = parse_qs(urlsplit(uri).query, keep_blank_values=True)
+    if "ssh" not in urlsplit(uri).scheme:
+        return
+    if "knownhosts" not in query:
+        raise ValueError(f"{uri}: say knownhosts=FILE, with the host key of the hypervisor in it")
+    if "no_verify" in query or query.get("known_hosts_verify") == ["ignore"]:
+        raise ValueError(f"{uri}: the host key of a hypervisor is always verified (no_verify, known_hosts_verify)")
+
+
+def shut_down_command(uri: str, domain: str) -> list[str]:
+    """The command that shuts a domain down by ACPI and returns when it is off, or fails after a while."""
+    script = (
+        f"virsh -q shutdown {domain} && for second in $(seq {SHUTDOWN_SECONDS}); do "
+        f'case "$(virsh domstate {domain})" in "shut off"*) exit 0;; esac; sleep 1; done; '
+        f"echo it did not shut down within {SHUTDOWN_SECONDS} s >&2; exit 1"
+    )
+    script = f"export LIBVIRT_DEFAULT_URI=qemu:///system; {script}"
+    parts = urlsplit(uri)
+    query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+    if "ssh" not in parts.scheme:
+        return ["sh", "-c", script]
+    options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes"]
+    options += ["-o", f"UserKnownHostsFile={query['knownhosts']}"]
+    if "keyfile" in query:
+        options += ["-i", query["keyfile"]]
+    if parts.port:
+        options += ["-p", str(parts.port)]
+    return ["ssh", *options, "-l", parts.username or "root", parts.hostname or "", f"sh -c {shlex.quote(script)}"]
+
+
+class Machine(pulumi.ComponentResource):
+    """A VM of a host: its disks, its first boot, itself."""
+
+    generation: pulumi.Output[str]
+    """Another value whenever the system disk was made anew: what was on it has to be put there again."""
+
+    def __init__(
+        self,
+        name: str,
+        stack: Stack,
+        host: Host,
+        hypervisor: Hypervisor,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
+        super().__init__("posthorn:index:Machine", name, None, opts)
+        if host.machine is None:
+            raise ValueError(f"{name} is a machine that exists already")
+        self._name, self._hypervisor, self._pool = name, hypervisor, hypervisor.settings.pool
+        base = hypervisor.bases[stack.release_of(host)]
+        system = libvirt.Volume(
+            f"{name}-system",
+            libvirt.VolumeArgs(
+                pool=self._pool, base_volume_id=base.volume_id, size=host.machine.system_disk * GIB, format="qcow2"
+            ),
+            self._child(),
+        )
+        data = libvirt.Volume(
+            f"{name}-data",
+            libvirt.VolumeArgs(name=f"{name}-data", pool=self._pool, size=host.machine.data_disk * GIB, format="qcow2"),
+            self._child(protect=True, ignore_changes=["size", "format"]),
+        )
+        seed = self._seed(stack, host, system)
+        domain = self._domain(host, base, [system.id, data.id, seed])
+        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: str(ids[0]))
+        self.register_outputs({"generation": self.generation})
+
+    def _child(self, **options: object) -> pulumi.ResourceOptions:
+        return pulumi.ResourceOptions(parent=self, provider=self._hypervisor.provider, **options)  # type: ignore[arg-type]
+
+    def _seed(self, stack: Stack, host: Host, system: libvirt.Volume) -> pulumi.Output[str]:
+        """The disk with the first-boot data: the id of its volume."""
+        data = first_boot(stack, host)
+        disk = libvirt.CloudInitDisk(
+            f"{self._name}-first-boot",
+            libvirt.CloudInitDiskArgs(
+                pool=self._pool,
+                user_data=pulumi.Output.secret(data.user_data),
+                meta_data=data.meta_data,
+                network_config=data.network_config,
+            ),
+            self._child(
+                ignore_changes=["user_data", "meta_data", "network_config"],
+                replacement_trigger=system.id,
+                additional_secret_outputs=["user_data"],
+            ),
+        )
+        # The provider's id is the volume's key and a generation of its own.
+        return disk.id.apply(lambda key: key.split(";")[0])
+
+    def _domain(self, host: Host, base: Base, disks: list[pulumi.Output[str]]) -> libvirt.Domain:
+        assert host.machine is not None
+        settings = self._hypervisor.settings
+        bridges = (settings.local_bridge, settings.public_bridge, settings.local_bridge, settings.local_bridge)
+        return libvirt.Domain(
+            self._name,
+            libvirt.DomainArgs(
+                name=self._name,
+                type="qemu" if settings.emulate else "kvm",
+                # The hypervisors of a stack need not be alike, and machines do not move between them.
+                cpu=None if settings.emulate else libvirt.DomainCpuArgs(mode="host-passthrough"),
+                vcpu=host.machine.vcpus,
+                memory=host.machine.memory,
+                kernel=base.kernel,
+                initrd=base.initrd,
+                cmdlines=canonical_command_line(base.command_line) if base.kernel else None,
+                disks=[libvirt.DomainDiskArgs(volume_id=disk) for disk in disks],
+                network_interfaces=[
+                    libvirt.DomainNetworkInterfaceArgs(bridge=bridge, mac=host.mac(index).upper())
+                    for index, bridge in enumerate(bridges[: host.machine.interfaces])
+                ],
+                consoles=[libvirt.DomainConsoleArgs(type="pty", target_type="serial", target_port="0")],
+                autostart=True,
+                xml=libvirt.DomainXmlArgs(xslt=XSLT.format(emulation=EMULATION if settings.emulate else "")),
+            ),
+            self._child(
+                # Its name is taken until it is gone.
+                delete_before_replace=True,
+                replace_on_changes=["kernel", "initrd", "network_interfaces"],
+                hooks=pulumi.ResourceHookBinding(before_delete=[self._hypervisor.shut_down]),
+            ),
+        )
+
+
+def canonical_command_line(text: str) -> list[dict[str, str]]:
+    """A kernel's command line in the form in which the provider reads it back, else every preview shows a change.
+
+    That is: settings by key, a further group where a key comes again, and last all words without a value.
+    """
+    groups: list[dict[str, str]] = [{}]
+    flags = []
+    for word in sorted(text.split()):
+        key, equals, value = word.partition("=")
+        if not equals:
+            flags.append(word)
+            continue
+        if key in groups[-1]:
+            groups.append({})
+        groups[-1][key] = value
+    return [group for group in groups if group] + ([{"_": " ".join(flags)}] if flags else [])
