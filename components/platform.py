@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pulumi
+from services.zones import rrsets
 
 from agent import SOURCE
 from components.host import HostConfiguration, SecretValue
@@ -10,7 +11,6 @@ from components.machine import Hypervisor, Machine
 from components.zones import Zones
 from model.stack import Host, Stack
 from services.bundle import bundle, secrets
-from services.zones import rrsets
 
 
 class Platform(pulumi.ComponentResource):
@@ -28,9 +28,7 @@ class Platform(pulumi.ComponentResource):
         machines = self._machines()
         previous_site: list[pulumi.Resource] = [internal]
         for site in stack.sites:
-            hosts = [
-                self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)
-            ]
+            hosts = [self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
             previous_site = list(hosts) or previous_site
         names = Zones(f"{stack.name}-hosts", stack, records["hosts"], self._child(previous_site))
         Zones(f"{stack.name}-service", stack, records["service"], self._child([names]))

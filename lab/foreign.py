@@ -46,13 +46,13 @@ maximal_backoff_time = 10s
 queue_run_delay = 2s
 smtp_connect_timeout = 5s
 smtp_helo_timeout = 10s
-smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, check_policy_service unix:private/spf
+smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, check_policy_service unix:private/policy-spf
 policy-spf_time_limit = 60s
 smtpd_milters = inet:127.0.0.1:8891, inet:127.0.0.1:8893
 non_smtpd_milters = inet:127.0.0.1:8891
 milter_default_action = tempfail
 """
-MASTER_ADD = "spf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n"
+MASTER_ADD = "policy-spf unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n"
 SPF_CONF = """debugLevel = 0
 TestOnly = 1
 HELO_reject = False

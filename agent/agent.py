@@ -1,0 +1,751 @@
+"""Brings a host to what a bundle says. Runs on the host, as root, with Python's standard library alone.
+
+The order is what makes it safe: packages that start nothing, files staged and checked by each service's own checker
+in a private view of /etc, then atomic renames, then only those units touched whose files changed, then a real
+transaction with each of them. Whatever fails after the renames puts files, secrets and units back together.
+
+It can be killed at any point and run again: what a unit runs with is remembered per unit as a fingerprint of its
+files, written only after the unit took them up well; so a run that was cut leaves fingerprints that no longer match,
+and the next run finishes the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import hashlib
+import http.client
+import json
+import os
+import pwd
+import smtplib
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HOME = Path("/var/lib/posthorn")
+AUTHORITY = "/etc/posthorn/authority.pem"
+LOCK_SECONDS = 300
+KEPT_VERSIONS = 2
+UNIT_FOLDER = "/etc/systemd/system/"
+
+
+class Failed(Exception):
+    """The host could not be brought to what was asked: which service, which file, and in whose words."""
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small tools
+
+
+def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command and returns what it said; never raises for its exit status."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, errors="replace")
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: there is no such command")
+
+
+def words(done: subprocess.CompletedProcess[str]) -> str:
+    """What a failed command said, without empty lines."""
+    lines = [line for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    return "\n".join(lines[-12:]) or f"exit status {done.returncode}"
+
+
+def write(path: Path, content: bytes, mode: int, owner: int, group: int) -> None:
+    """Replaces a file in one step: a reader sees the old or the new content, with its right mode, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchown(file.fileno(), owner, group)
+            os.fchmod(file.fileno(), mode)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def user_id(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise Failed(f"there is no user {name}") from None
+
+
+def group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise Failed(f"there is no group {name}") from None
+
+
+def digest(*parts: bytes) -> str:
+    summed = hashlib.sha256()
+    for part in parts:
+        summed.update(hashlib.sha256(part).digest())
+    return summed.hexdigest()[:24]
+
+
+def under(path: str, prefixes: list[str]) -> bool:
+    """Whether a path is one of the prefixes, or begins with one."""
+    return any(path.startswith(prefix) for prefix in prefixes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is remembered
+
+
+class State:
+    """What the agent put on this host. A host that was made anew has none."""
+
+    def __init__(self) -> None:
+        self.path = HOME / "state.json"
+        self.values: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self.values = json.loads(self.path.read_text())
+
+    def get(self, key: str) -> dict[str, Any]:
+        value: dict[str, Any] = self.values.setdefault(key, {})
+        return value
+
+    def save(self) -> None:
+        write(self.path, json.dumps(self.values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
+
+
+@contextlib.contextmanager
+def host_lock() -> Iterator[None]:
+    """One run at a time. A second one waits, and says for whom."""
+    HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(HOME / "lock", "a+") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        waited = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip()
+                if not waited:
+                    say(f"waiting for another run on this host ({holder})")
+                    waited = True
+                if time.monotonic() > deadline:
+                    raise Failed(f"another run has held this host for {LOCK_SECONDS} s ({holder})") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+        file.flush()
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Secrets: the first command of a host
+
+
+def secret_path(name: str, version: str) -> Path:
+    return HOME / "secrets" / f"{name}.{version}"
+
+
+def store(bundle: dict[str, Any]) -> None:
+    """Stores secrets under their versions, and activates nothing."""
+    folder = HOME / "secrets"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    stored = 0
+    for name, secret in bundle["store"].items():
+        path = secret_path(name, secret["version"])
+        if not path.exists():
+            write(path, secret["content"].encode(), 0o600, 0, 0)
+            stored += 1
+    say(f"{bundle['host']}: {stored} secrets stored")
+
+
+def forget_old_versions(names: set[str], used: set[Path]) -> None:
+    """Keeps the versions in use and the newest others, so that a way back is left; and nothing of what is gone."""
+    by_name: dict[str, list[Path]] = {}
+    for path in (HOME / "secrets").glob("*"):
+        by_name.setdefault(path.name.rpartition(".")[0], []).append(path)
+    for name, paths in by_name.items():
+        others = sorted((p for p in paths if p not in used), key=lambda p: p.stat().st_mtime, reverse=True)
+        for old in others[(KEPT_VERSIONS - 1) if name in names else 0 :]:
+            old.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packages, users, folders
+
+
+def install_packages(packages: list[str]) -> int:
+    """Installs what is missing; nothing starts before it is configured, and changed files are kept."""
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
+    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
+    missing = [package for package in packages if package not in there]
+    if not missing:
+        return 0
+    policy = Path("/usr/sbin/policy-rc.d")
+    write(policy, b"#!/bin/sh\nexit 101\n", 0o755, 0, 0)
+    try:
+        options = ["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold"]
+        done = run("apt-get", "install", *options, *missing)
+        if done.returncode:
+            run("apt-get", "update", "-q")
+            done = run("apt-get", "install", *options, *missing)
+        if done.returncode:
+            raise Failed(f"packages {', '.join(missing)} could not be installed:\n{words(done)}")
+    finally:
+        policy.unlink(missing_ok=True)
+    return len(missing)
+
+
+def make_users(users: dict[str, Any]) -> None:
+    for name, user in users.items():
+        try:
+            known = pwd.getpwnam(name)
+        except KeyError:
+            options = ["--system", "--user-group", "--home-dir", user["home"], "--shell", "/usr/sbin/nologin"]
+            done = run("useradd", *options, name)
+            if done.returncode:
+                raise Failed(f"user {name} could not be made: {words(done)}") from None
+            known = pwd.getpwnam(name)
+        for group in user["groups"]:
+            if name not in grp.getgrnam(group).gr_mem and grp.getgrnam(group).gr_gid != known.pw_gid:
+                run("usermod", "--append", "--groups", group, name)
+
+
+def make_directories(directories: dict[str, Any]) -> None:
+    for path, wanted in directories.items():
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = folder.stat()
+        owner, group, mode = user_id(wanted["owner"]), group_id(wanted["group"]), int(wanted["mode"], 8)
+        if (status.st_uid, status.st_gid) != (owner, group):
+            os.chown(folder, owner, group)
+        if status.st_mode & 0o7777 != mode:
+            os.chmod(folder, mode)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+class File:
+    """A file as it should be."""
+
+    def __init__(self, content: bytes, wanted: dict[str, Any]) -> None:
+        self.content = content
+        self.mode = int(wanted["mode"], 8)
+        self.owner_name, self.group_name = wanted["owner"], wanted["group"]
+
+    @property
+    def owner(self) -> int:
+        return user_id(self.owner_name)
+
+    @property
+    def group(self) -> int:
+        return group_id(self.group_name)
+
+    def stands_at(self, path: Path) -> bool:
+        try:
+            status = path.lstat()
+            same = (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (self.mode, self.owner, self.group)
+            return same and not path.is_symlink() and path.read_bytes() == self.content
+        except FileNotFoundError:
+            return False
+
+
+def wanted_files(bundle: dict[str, Any]) -> dict[str, File]:
+    """All files of a bundle, those with secrets included."""
+    files = {path: File(file["content"].encode(), file) for path, file in bundle["files"].items()}
+    for path, secret in bundle["secrets"].items():
+        stored = secret_path(secret["name"], secret["version"])
+        if not stored.exists():
+            raise Failed(f"{path}: version {secret['version']} of the secret {secret['name']} is not on this host")
+        files[path] = File(stored.read_bytes(), secret)
+    return files
+
+
+STAGE = r"""
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=700 tmpfs /mnt
+mkdir /mnt/upper /mnt/work
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc
+exec "$0" -c "$1" /mnt/upper
+"""
+"""A view of /etc that this process alone has, on memory: what is written there is seen by no daemon."""
+
+IN_STAGE = "import json,sys; b=json.load(sys.stdin); exec(compile(b['agent'],'agent','exec'),g:={'__name__':'agent'}); \
+g['staged'](b, sys.argv[1])"
+
+
+def staged(task: dict[str, Any], upper: str) -> None:
+    """Runs inside the private view: writes the changed files, compiles and checks, and reports what was compiled."""
+    for path, file in task["changed"].items():
+        write(Path(path), bytes.fromhex(file["content"]), file["mode"], file["owner"], file["group"])
+    for path in task["removed"]:
+        Path(path).unlink(missing_ok=True)
+    before = _snapshot(Path(upper))
+    for step in task["compile"]:
+        done = run(*step["run"])
+        if done.returncode:
+            raise Failed(f"{step['service']}: {' '.join(step['run'])} failed:\n{words(done)}")
+    compiled = {path: digest_ for path, digest_ in _snapshot(Path(upper)).items() if before.get(path) != digest_}
+    for step in task["checks"]:
+        done = run(*step["run"])
+        if done.returncode:
+            raise Failed(f"{step['service']}: {' '.join(step['run'])} refuses the new configuration:\n{words(done)}")
+    result = {}
+    for path in compiled:
+        real = Path(upper) / path
+        status = real.lstat()
+        result[f"/etc/{path}"] = {
+            "content": real.read_bytes().hex(),
+            "mode": status.st_mode & 0o7777,
+            "owner": status.st_uid,
+            "group": status.st_gid,
+        }
+    json.dump(result, sys.stdout)
+
+
+def _snapshot(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}
+
+
+def check_staged(
+    bundle: dict[str, Any], changed: dict[str, File], removed: list[str], services: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Checks a change where nobody sees it, and returns what compiling made: path to content and mode.
+
+    Only services whose files change are asked, and only what changed is compiled.
+    """
+    touched = [*changed, *removed]
+    task = {
+        "agent": bundle["agent"],
+        "changed": {
+            path: {"content": f.content.hex(), "mode": f.mode, "owner": f.owner, "group": f.group}
+            for path, f in changed.items()
+            if path.startswith("/etc/")
+        },
+        "removed": [path for path in removed if path.startswith("/etc/")],
+        "compile": [step for step in bundle["compile"] if any(path.startswith(step["of"]) for path in touched)],
+        "checks": [step for step in bundle["checks"] if step["service"] in services],
+    }
+    if not task["compile"] and not task["checks"]:
+        return {}
+    done = run("unshare", "--mount", "sh", "-c", STAGE, sys.executable, IN_STAGE, text=json.dumps(task))
+    if done.returncode:
+        raise Failed(_last_failure(done))
+    made: dict[str, dict[str, Any]] = json.loads(done.stdout or "{}")
+    return made
+
+
+def _last_failure(done: subprocess.CompletedProcess[str]) -> str:
+    """The sentence of a `Failed` that ended the staged process, without its traceback."""
+    _, marker, sentence = done.stderr.rpartition("Failed: ")
+    return sentence.strip() if marker else words(done)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Units
+
+
+def unit_fingerprint(unit: dict[str, Any], kind: str, files: dict[str, File]) -> str:
+    """What a unit is to run with: the contents under the prefixes that restart it, or that reload it."""
+    prefixes = unit[kind]
+    return digest(*(path.encode() + b"\0" + files[path].content for path in sorted(files) if under(path, prefixes)))
+
+
+def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
+    """ActiveState, restarts and the like of several units, in one call."""
+    if not units:
+        return {}
+    asked = run("systemctl", "show", "--property=Id,ActiveState,SubState,UnitFileState,NRestarts,Result", "--", *units)
+    states = {}
+    for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
+        states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    return states
+
+
+def systemctl(verb: str, units: list[str], *, of: Callable[[str], str]) -> None:
+    """One call for all units. On failure the error names the first unit that failed, with the end of its journal."""
+    if not units:
+        return
+    done = run("systemctl", verb, "--quiet", *units)
+    if done.returncode:
+        for unit in units:
+            if run("systemctl", "is-failed", "--quiet", unit).returncode == 0:
+                journal = run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
+                raise Failed(f"{of(unit)}: {unit} does not {verb}:\n{journal or words(done)}")
+        raise Failed(f"systemctl {verb} {' '.join(units)}: {words(done)}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Health: transactions, as a user would have them
+
+
+def _connect(probe: dict[str, Any]) -> socket.socket:
+    connection = socket.create_connection((probe["address"], probe["port"]), timeout=10)
+    if probe.get("proxy"):
+        family = "TCP6" if ":" in probe["address"] else "TCP4"
+        own = "::1" if family == "TCP6" else "127.0.0.1"
+        connection.sendall(f"PROXY {family} {own} {probe['address']} 40000 {probe['port']}\r\n".encode())
+    return connection
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if os.path.exists(AUTHORITY):
+        context.load_verify_locations(AUTHORITY)
+    return context
+
+
+def probe_smtp(probe: dict[str, Any]) -> str | None:
+    context = _tls()
+    connection = _connect(probe)
+    if probe["tls"] == "implicit":
+        connection = context.wrap_socket(connection, server_hostname=probe["server_name"])
+    smtp = smtplib.SMTP(timeout=10)
+    # smtplib opens its connections itself; this one may have a PROXY header before it.
+    smtp.sock = connection
+    smtp.file = None
+    smtp._host = probe["server_name"]  # type: ignore[attr-defined]
+    code, text = smtp.getreply()
+    if code != 220:
+        return f"greets with {code} {text.decode(errors='replace')}"
+    smtp.ehlo("health.invalid")
+    if probe["tls"] == "starttls":
+        smtp.starttls(context=context)
+        smtp.ehlo("health.invalid")
+    for key, good in (("accepts", True), ("refuses", False)):
+        recipient = probe.get(key)
+        if recipient:
+            smtp.docmd("MAIL FROM:<>")
+            code, text = smtp.docmd(f"RCPT TO:<{recipient}>")
+            smtp.docmd("RSET")
+            if (code == 250) != good or (not good and code < 500):
+                return f"{'does not accept' if good else 'does not refuse'} {recipient}: {code} {text.decode()}"
+    smtp.docmd("QUIT")
+    return None
+
+
+def probe_tls(probe: dict[str, Any]) -> str | None:
+    with _tls().wrap_socket(_connect(probe), server_hostname=probe["server_name"]) as connection:
+        expected = probe.get("expect")
+        if expected:
+            line = connection.recv(512).decode(errors="replace")
+            if not line.startswith(expected):
+                return f"says {line.strip()!r}, not {expected!r}"
+    return None
+
+
+def probe_dns(probe: dict[str, Any]) -> str | None:
+    kinds = {"A": 1, "NS": 2, "SOA": 6, "MX": 15, "AAAA": 28}
+    labels = [label for label in probe["name"].rstrip(".").split(".") if label]
+    name = b"".join(bytes([len(label)]) + label.encode() for label in labels) + b"\0"
+    # Recursion desired and AD: "tell me whether it was validated" (RFC 6840 section 5.7).
+    query = struct.pack("!HHHHHH", 4711, 0x0120, 1, 0, 0, 0) + name + struct.pack("!HH", kinds[probe["type"]], 1)
+    family = socket.AF_INET6 if ":" in probe["address"] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.sendto(query, (probe["address"], 53))
+        flags, _, answers = struct.unpack("!HHH", client.recv(4096)[2:8])
+    if flags & 0xF or not answers:
+        return f"answers {probe['name']} {probe['type']} with code {flags & 0xF} and {answers} records"
+    if probe["secure"] and not flags & 0x20:
+        return f"answers {probe['name']} {probe['type']} without having validated it"
+    return None
+
+
+def probe_http(probe: dict[str, Any]) -> str | None:
+    connection = http.client.HTTPConnection(probe["address"], probe["port"], timeout=10)
+    connection.sock = _connect(probe)
+    if probe["tls"]:
+        connection.sock = _tls().wrap_socket(connection.sock, server_hostname=probe["server_name"])
+    connection.request("GET", probe["path"], headers={"Host": probe["server_name"]})
+    status = connection.getresponse().status
+    connection.close()
+    return None if status in probe["status"] else f"answers {probe['path']} with {status}"
+
+
+def probe_command(probe: dict[str, Any]) -> str | None:
+    done = run(*probe["run"])
+    return None if done.returncode == 0 else f"{' '.join(probe['run'])}: {words(done)}"
+
+
+PROBES: dict[str, Callable[[dict[str, Any]], str | None]] = {
+    "smtp": probe_smtp,
+    "tls": probe_tls,
+    "dns": probe_dns,
+    "http": probe_http,
+    "command": probe_command,
+}
+
+
+def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
+    """Repeats each transaction until it goes well. Raises `Failed` with what the service said last."""
+    deadline = time.monotonic() + seconds
+    for probe in probes:
+        where = f"{probe.get('address', '')} port {probe['port']}" if "port" in probe else probe["kind"]
+        while True:
+            try:
+                wrong = PROBES[probe["kind"]](probe)
+            except (OSError, smtplib.SMTPException, http.client.HTTPException, EOFError) as error:
+                wrong = str(error) or type(error).__name__
+            if wrong is None:
+                break
+            if time.monotonic() > deadline:
+                raise Failed(f"{probe['service']}: {where}: {wrong}")
+            time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Applying
+
+
+class Change:
+    """What there is to do on this host, found before anything is done."""
+
+    def __init__(self, bundle: dict[str, Any], state: State) -> None:
+        self.bundle, self.state = bundle, state
+        self.files = wanted_files(bundle)
+        self.put: dict[str, Any] = state.get("files")
+        self.changed = {path: file for path, file in self.files.items() if not file.stands_at(Path(path))}
+        by_product_of = state.get("compiled")
+        self.removed = sorted(
+            path for path in self.put if path not in self.files and path not in by_product_of and os.path.lexists(path)
+        )
+        # A compiled file goes when nothing compiles it any more.
+        sources = [step["of"] for step in bundle["compile"]]
+        self.removed += sorted(p for p in by_product_of if not under(p, sources) and os.path.lexists(p))
+        units = bundle["units"]
+        self.states = unit_states([*units, *(u for u in state.get("units") if u not in units), *bundle["masked"]])
+        self.restart: list[str] = []
+        self.reload: list[str] = []
+        self.start: list[str] = []
+        known = state.get("units")
+        for name, unit in units.items():
+            before = known.get(name, {})
+            active = self.states.get(name, {}).get("ActiveState") == "active"
+            if before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
+                self.restart.append(name)
+            elif not active:
+                self.start.append(name)
+            elif before.get("reload") != unit_fingerprint(unit, "reload_on", self.files):
+                self.reload.append(name)
+        self.enable = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "disabled"]
+        self.mask = [n for n in bundle["masked"] if self.states.get(n, {}).get("UnitFileState") not in ("masked", "")]
+        self.retire = [n for n in known if n not in units]
+
+    @property
+    def touched_units(self) -> list[str]:
+        return [*self.restart, *self.start, *self.reload]
+
+    @property
+    def services(self) -> set[str]:
+        """Services whose files or units are touched: only these are checked and asked for their health."""
+        paths = [*self.changed, *self.removed]
+        found = {self.bundle["units"][name]["service"] for name in self.touched_units}
+        for unit in self.bundle["units"].values():
+            if any(under(path, [*unit["restart_on"], *unit["reload_on"]]) for path in paths):
+                found.add(unit["service"])
+        return found
+
+    @property
+    def nothing(self) -> bool:
+        return not any(
+            (self.changed, self.removed, self.restart, self.start, self.reload, self.enable, self.mask, self.retire)
+        )
+
+
+def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int] | None]:
+    """What stands at some paths now, for the way back; None where nothing does."""
+    kept: dict[str, tuple[bytes, int, int, int] | None] = {}
+    for path in paths:
+        try:
+            status = os.lstat(path)
+            kept[path] = (Path(path).read_bytes(), status.st_mode & 0o7777, status.st_uid, status.st_gid)
+        except FileNotFoundError:
+            kept[path] = None
+    return kept
+
+
+def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> None:
+    for path, before in kept.items():
+        if before is None:
+            Path(path).unlink(missing_ok=True)
+        else:
+            write(Path(path), *before)
+
+
+def apply(bundle: dict[str, Any]) -> None:
+    """Brings this host to what the bundle says, or leaves it as it was. Raises `Failed` with what is wrong."""
+    started = time.monotonic()
+    state = State()
+    installed = install_packages(bundle["packages"])
+    make_users(bundle["users"])
+    make_directories(bundle["directories"])
+    change = Change(bundle, state)
+    if change.nothing:
+        say(f"{bundle['host']}: nothing to do, {time.monotonic() - started:.1f} s")
+        return
+    compiled = check_staged(bundle, change.changed, change.removed, change.services)
+    kept = previous_contents([*change.changed, *change.removed, *compiled])
+    try:
+        _swap(change, compiled)
+        _units(change)
+        probes = [probe for probe in bundle["health"] if probe["service"] in change.services]
+        wait_until_healthy(probes, bundle.get("health_seconds", 60))
+        _steady(change)
+    except Failed as failure:
+        put_back(kept)
+        _return_units(change, kept)
+        raise Failed(f"{failure}\nThe files were put back, and the services run with them as before.") from None
+    _remember(change, compiled)
+    _summary(change, compiled, installed, time.monotonic() - started)
+
+
+def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
+    for path, file in change.changed.items():
+        write(Path(path), file.content, file.mode, file.owner, file.group)
+    for path, made in compiled.items():
+        write(Path(path), bytes.fromhex(made["content"]), made["mode"], made["owner"], made["group"])
+    for path in change.removed:
+        Path(path).unlink(missing_ok=True)
+    # Remembered at once: what was put has to be found again, even if this run is cut here.
+    change.state.get("files").update(dict.fromkeys(change.files, True))
+    change.state.get("compiled").update(dict.fromkeys(compiled, True))
+    change.state.save()
+
+
+def _service_of(change: Change) -> Callable[[str], str]:
+    return lambda unit: str(change.bundle["units"].get(unit, {}).get("service", unit))
+
+
+def _units(change: Change) -> None:
+    of = _service_of(change)
+    if any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
+        run("systemctl", "daemon-reload")
+        # A unit that was not known before has a state only now.
+        states = unit_states(list(change.bundle["units"]))
+        change.enable = [n for n in change.bundle["units"] if states.get(n, {}).get("UnitFileState") == "disabled"]
+    if change.mask:
+        systemctl("mask", change.mask, of=of)
+        run("systemctl", "stop", *change.mask)
+    if change.retire:
+        run("systemctl", "disable", "--now", "--quiet", *change.retire)
+    systemctl("enable", change.enable, of=of)
+    systemctl("restart", [*change.restart, *change.start], of=of)
+    systemctl("reload", change.reload, of=of)
+
+
+def _steady(change: Change) -> None:
+    """A unit that dies and is started again for ever answers now and then: that is not health."""
+    of = _service_of(change)
+    for name, unit_state in unit_states(change.touched_units).items():
+        if unit_state.get("ActiveState") != "active":
+            journal = run("journalctl", "-u", name, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
+            raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
+
+
+def _return_units(change: Change, kept: dict[str, Any]) -> None:
+    if any(path.startswith(UNIT_FOLDER) for path in kept):
+        run("systemctl", "daemon-reload")
+    known = change.state.get("units")
+    before = [name for name in (*change.restart, *change.start) if name in known]
+    fresh = [name for name in (*change.restart, *change.start) if name not in known]
+    if before:
+        run("systemctl", "restart", *before)
+    if change.reload:
+        run("systemctl", "reload-or-restart", *change.reload)
+    if fresh:
+        # It never ran well here: better none than one that fails again and again.
+        run("systemctl", "disable", "--now", "--quiet", *fresh)
+    for path, content in kept.items():
+        if content is None:
+            change.state.get("files").pop(path, None)
+            change.state.get("compiled").pop(path, None)
+    change.state.save()
+
+
+def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
+    state = change.state
+    gone = set(change.removed)
+    state.values["files"] = dict.fromkeys(change.files, True)
+    state.values["compiled"] = dict.fromkeys((set(state.get("compiled")) - gone) | set(compiled), True)
+    state.values["units"] = {
+        name: {
+            "restart": unit_fingerprint(unit, "restart_on", change.files),
+            "reload": unit_fingerprint(unit, "reload_on", change.files),
+        }
+        for name, unit in change.bundle["units"].items()
+    }
+    state.save()
+    secrets = change.bundle["secrets"].values()
+    used = {secret_path(secret["name"], secret["version"]) for secret in secrets}
+    forget_old_versions({secret["name"] for secret in secrets}, used)
+
+
+def _summary(change: Change, compiled: dict[str, Any], installed: int, seconds: float) -> None:
+    parts = []
+    if installed:
+        parts.append(f"{installed} packages installed")
+    for verb, names in (
+        ("changed", list(change.changed)),
+        ("removed", change.removed),
+        ("restarted", [*change.restart, *change.start]),
+        ("reloaded", change.reload),
+        ("retired", change.retire),
+    ):
+        if names:
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            parts.append(f"{verb} {shown}")
+    say(f"{change.bundle['host']}: {'; '.join(parts)}; {seconds:.1f} s")
+
+
+def report(bundle: dict[str, Any]) -> None:
+    """Prints as JSON how this host differs from a bundle. Changes nothing."""
+    change = Change(bundle, State())
+    active = {name: state.get("ActiveState") for name, state in change.states.items() if name in bundle["units"]}
+    json.dump(
+        {
+            "host": bundle["host"],
+            "changed": sorted(change.changed),
+            "left_over": change.removed,
+            "not_active": sorted(name for name, now in active.items() if now != "active"),
+        },
+        sys.stdout,
+    )
+
+
+def main(bundle: dict[str, Any]) -> None:
+    """Does what a bundle asks for. On failure prints one message and ends with status 1."""
+    try:
+        with host_lock():
+            if "store" in bundle:
+                store(bundle)
+            elif bundle.get("report"):
+                report(bundle)
+            else:
+                apply(bundle)
+    except Failed as failure:
+        lines = str(failure).splitlines() or ["?"]
+        print(f"{bundle.get('host', '?')}: " + "\n  ".join(lines), file=sys.stderr, flush=True)
+        sys.exit(1)

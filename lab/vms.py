@@ -1,0 +1,62 @@
+"""The lab's hypervisors, one a site, on which ``make up`` makes the machines."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab import image
+from lab.hypervisor import Hypervisor, HypervisorError
+from lab.network import BACKBONE4
+from lab.state import CACHE, FOLDER, LabError, State, namespace, stack
+from lab.vm_image import ImageError
+from lab.vm_image import image as vm_image
+
+if TYPE_CHECKING:
+    from lab.up import Phases
+
+RELEASE = 12
+
+
+def hypervisors(folder: Path = FOLDER) -> dict[str, Hypervisor]:
+    """The hypervisor of each site, whether it runs or not."""
+    return {
+        site: Hypervisor(site, namespace(site), f"{BACKBONE4}.{index}", folder / "hypervisors" / site)
+        for index, site in enumerate(stack().sites, 1)
+    }
+
+
+def start(phases: Phases, state: State) -> None:
+    """Makes the image and starts the hypervisors, where they are not there yet, and notes both in the state.
+
+    Raises `LabError` with what failed.
+    """
+    root = image.folder(RELEASE) / "root"
+    all_of_them = hypervisors(state.folder)
+    try:
+        with phases.phase("image of the virtual machines"):
+            made = vm_image(root, CACHE / "images")
+        if not all(one.running() for one in all_of_them.values()):
+            with phases.phase(f"{len(all_of_them)} hypervisors"), ThreadPoolExecutor() as pool:
+                list(pool.map(lambda one: one.start(state.operator_public_key), all_of_them.values()))
+    except (ImageError, HypervisorError) as error:
+        raise LabError(str(error)) from None
+    for site, one in all_of_them.items():
+        # An image that a running lab has stays: its machines were made of it.
+        known = state.hypervisors.get(site, {}).get("images", {str(RELEASE): made.settings()})
+        state.hypervisors[site] = {**one.settings(), "images": known}
+    state.save()
+
+
+def stop(state: State) -> None:
+    """Ends all hypervisors with their machines, and removes their disks."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Hypervisor.stop, hypervisors(state.folder).values()))
+
+
+def states(state: State) -> dict[str, str]:
+    """Every machine that a hypervisor knows, with its state in libvirt's words."""
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda one: one.machines() if one.running() else {}, hypervisors(state.folder).values())
+        return {name: machine for machines in found for name, machine in machines.items()}

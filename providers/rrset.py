@@ -1,0 +1,258 @@
+"""One RRset on an authoritative server, kept by dynamic updates (RFC 2136) that are signed with TSIG (RFC 8945).
+
+Every update carries prerequisites (RFC 2136 section 2.4), so that the server itself refuses it when the RRset is not
+what the stack thinks it is: a record that somebody else changed is never silently overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from typing import Any
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.query
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.rdtypes
+import dns.rrset
+import dns.tsig
+import dns.update
+from pulumi import Input, ResourceOptions
+from pulumi.dynamic import (
+    CheckFailure,
+    CheckResult,
+    ConfigureRequest,
+    CreateResult,
+    DiffResult,
+    ReadResult,
+    Resource,
+    ResourceProvider,
+    UpdateResult,
+)
+
+VERSION = "1"
+"""Raised when the provider's code changes what it does: the class is pickled by reference, so its code is no input."""
+
+SECONDS = 10.0
+TRIES = 4
+KEYS_PATH = "posthorn:keys"
+IDENTITY = ("server", "port", "zone", "name", "type")
+COMPARED = ("ttl", "records")
+
+Properties = dict[str, Any]
+
+
+class UpdateRefused(Exception):
+    """The server did not do what was asked: which record, which server, what it said, and what to do."""
+
+
+def tsig_secrets(keys: str) -> dict[str, str]:
+    """TSIG key names and secrets, from the stack's configuration key that holds all keys."""
+    private = json.loads(keys).get("private") or "{}"
+    values = json.loads(private) if isinstance(private, str) else private
+    found: dict[str, str] = values.get("tsig", {})
+    return found
+
+
+def rdatas(properties: Properties) -> dns.rrset.RRset:
+    """The RRset that properties describe, in dnspython's form, which compares as DNS does.
+
+    Raises `dns.exception.DNSException` where a record is not of its type.
+    """
+    name = dns.name.from_text(properties["name"])
+    return dns.rrset.from_text(
+        name, int(properties["ttl"]), dns.rdataclass.IN, properties["type"], *properties["records"]
+    )
+
+
+def same(one: Properties, other: Properties) -> bool:
+    """Whether two sets of properties mean the same RRset, however they are written."""
+    return rdatas(one) == rdatas(other) and int(one["ttl"]) == int(other["ttl"])
+
+
+class RRsetProvider(ResourceProvider):
+    """Creates, compares, changes and deletes one RRset. Holds no attribute when it is pickled: those would be state."""
+
+    def configure(self, req: ConfigureRequest) -> None:
+        """Takes the TSIG secrets from the configuration, where they arrive decrypted."""
+        self._secrets = tsig_secrets(req.config.get(KEYS_PATH) or "{}")
+
+    # What Pulumi asks
+
+    def check(self, _olds: Properties, news: Properties) -> CheckResult:
+        failures = []
+        try:
+            wanted = rdatas(news)
+            zone = dns.name.from_text(news["zone"])
+            if not wanted.name.is_subdomain(zone):
+                failures.append(CheckFailure("name", f"{news['name']} is not in the zone {news['zone']}"))
+            if wanted.name == zone and news["type"] in ("NS", "SOA"):
+                failures.append(CheckFailure("type", f"the {news['type']} of a zone belongs to its operator"))
+        except (dns.exception.DNSException, ValueError) as error:
+            failures.append(CheckFailure("records", f"{news['name']} {news['type']}: {error}"))
+        return CheckResult({**news, "provider_version": VERSION}, failures)
+
+    def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
+        replaces = [key for key in IDENTITY if str(olds.get(key)).lower() != str(news.get(key)).lower()]
+        changed = bool(replaces) or not same(olds, news)
+        return DiffResult(changes=changed, replaces=replaces, stables=list(IDENTITY), delete_before_replace=True)
+
+    def create(self, props: Properties) -> CreateResult:
+        found = self._look(props)
+        if found is not None and not (rdatas(props) == found or props.get("adopt")):
+            raise UpdateRefused(
+                f"{props['name']} {props['type']} is on {props['server']} already, and not made by this stack:"
+                f" {_shown(found)}. Remove it, or say adopt"
+            )
+        self._update(props, before=found)
+        return CreateResult(_identity(props), props)
+
+    def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
+        self._update(news, before=rdatas(olds))
+        return UpdateResult(news)
+
+    def delete(self, _id: str, props: Properties) -> None:
+        found = self._look(props)
+        if found is None:
+            return
+        if found != rdatas(props):
+            raise UpdateRefused(
+                f"{props['name']} {props['type']} on {props['server']} was changed by somebody else to"
+                f" {_shown(found)}: it is left alone. Run refresh to take that as known, then try again"
+            )
+        update = self._message(props)
+        update.present(found.name, found)
+        update.delete(found.name, found)
+        self._send(props, update)
+
+    def read(self, id_: str, props: Properties) -> ReadResult:
+        found = self._look(props)
+        if found is None:
+            return ReadResult(None, {})
+        if found == rdatas(props) and found.ttl == int(props["ttl"]):
+            return ReadResult(id_, props)
+        now = {**props, "ttl": found.ttl, "records": sorted(rdata.to_text() for rdata in found)}
+        return ReadResult(id_, now)
+
+    # What the server is told
+
+    def _key(self, props: Properties) -> dns.tsig.Key:
+        secret = getattr(self, "_secrets", {}).get(props["key_name"])
+        if secret is None:
+            raise UpdateRefused(f"the stack has no secret for the TSIG key {props['key_name']}: run make tsig")
+        return dns.tsig.Key(props["key_name"], secret, props["algorithm"])
+
+    def _message(self, props: Properties) -> dns.update.UpdateMessage:
+        return dns.update.UpdateMessage(props["zone"], keyring=self._key(props))
+
+    def _update(self, props: Properties, before: dns.rrset.RRset | None) -> None:
+        wanted = rdatas(props)
+        update = self._message(props)
+        if before is None:
+            update.absent(wanted.name, wanted.rdtype)
+        else:
+            update.present(wanted.name, before)
+        update.replace(wanted.name, wanted)
+        self._send(props, update)
+
+    def _look(self, props: Properties) -> dns.rrset.RRset | None:
+        """The RRset as the server itself has it now."""
+        query = dns.message.make_query(props["name"], props["type"], flags=0)
+        answer = self._exchange(props, query)
+        if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+            raise UpdateRefused(f"{props['server']} answers {dns.rcode.to_text(answer.rcode())} for {props['name']}")
+        return answer.get_rrset(
+            dns.message.ANSWER,
+            dns.name.from_text(props["name"]),
+            dns.rdataclass.IN,
+            dns.rdatatype.from_text(props["type"]),
+        )
+
+    def _send(self, props: Properties, update: dns.update.UpdateMessage) -> None:
+        code = self._exchange(props, update).rcode()
+        if code == dns.rcode.NOERROR:
+            return
+        said = dns.rcode.to_text(code)
+        if code in (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN):
+            found = self._look(props)
+            now = _shown(found) if found is not None else "nothing"
+            advice = f"was changed by somebody else: the server has {now}. Run refresh, look at it, then up"
+            raise UpdateRefused(f"{props['name']} {props['type']} on {props['server']} {advice} ({said})")
+        raise UpdateRefused(
+            f"{props['server']} refuses to change {props['name']} {props['type']} in {props['zone']}: {said}."
+            f" Is the key {props['key_name']} allowed to?"
+        )
+
+    def _exchange(self, props: Properties, message: dns.message.Message) -> dns.message.Message:
+        """One exchange over TCP; a server that is busy with the zone is asked again, a little later each time."""
+        error: Exception | None = None
+        for attempt in range(TRIES):
+            try:
+                answer = dns.query.tcp(message, props["server"], port=int(props["port"]), timeout=SECONDS)
+            except dns.tsig.PeerError as refused:
+                raise UpdateRefused(
+                    f"{props['server']} does not accept the TSIG key {props['key_name']}: {type(refused).__name__}"
+                ) from None
+            except (OSError, dns.exception.DNSException) as failed:
+                error = failed
+            else:
+                if answer.rcode() != dns.rcode.SERVFAIL:
+                    return answer
+                error = None
+            if attempt < TRIES - 1:
+                time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
+        if error is None:
+            return answer
+        raise UpdateRefused(
+            f"{props['server']} port {int(props['port'])} does not answer for {props['name']}:"
+            f" {error or type(error).__name__}"
+        )
+
+
+def _identity(props: Properties) -> str:
+    return f"{props['name']}/{props['type']}"
+
+
+def _shown(found: dns.rrset.RRset) -> str:
+    return f"{found.ttl} " + ", ".join(sorted(rdata.to_text() for rdata in found))
+
+
+class RRset(Resource, module="dns", name="RRset"):
+    """An RRset (RFC 2181 section 5): all records of one name and type."""
+
+    def __init__(
+        self,
+        resource_name: str,
+        *,
+        server: str,
+        port: int,
+        zone: str,
+        name: str,
+        type: str,  # noqa: A002 (the field's own word)
+        ttl: int,
+        records: list[str],
+        key_name: str,
+        algorithm: str,
+        adopt: Input[bool] = False,
+        opts: ResourceOptions | None = None,
+    ) -> None:
+        """Publishes ``records`` (in presentation format). ``adopt`` takes over an RRset that is there already."""
+        properties = {
+            "server": server,
+            "port": port,
+            "zone": zone,
+            "name": name,
+            "type": type,
+            "ttl": ttl,
+            "records": records,
+            "key_name": key_name,
+            "algorithm": algorithm,
+            "adopt": adopt,
+        }
+        super().__init__(RRsetProvider(), resource_name, properties, opts)
