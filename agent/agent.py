@@ -229,6 +229,32 @@ def make_users(users: dict[str, Any]) -> None:
                 run("usermod", "--append", "--groups", group, name)
 
 
+def mount_first(bundle: dict[str, Any]) -> None:
+    """Brings mounts up before anything is written: folders and files are to lie on them, not under them.
+
+    A folder that is bound to another place takes its owner and mode from that place when it is new.
+    """
+    mounts = [name for name in bundle["units"] if name.endswith(".mount")]
+    down = [name for name in mounts if unit_states([name])[name].get("ActiveState") != "active"]
+    if not down:
+        return
+    for path in bundle["files"]:
+        if path.startswith(UNIT_FOLDER) and Path(path).name in mounts:
+            write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
+    run("systemctl", "daemon-reload")
+    for name in down:
+        text = bundle["files"][UNIT_FOLDER + name]["content"]
+        settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        what, where = Path(settings["What"]), Path(settings["Where"])
+        where.mkdir(parents=True, exist_ok=True)
+        if settings.get("Options") == "bind" and not what.exists():
+            what.mkdir(parents=True)
+            status = where.stat()
+            os.chown(what, status.st_uid, status.st_gid)
+            os.chmod(what, status.st_mode & 0o7777)
+        systemctl("start", [name], of=lambda unit: unit)
+
+
 def make_directories(directories: dict[str, Any]) -> None:
     for path, wanted in directories.items():
         folder = Path(path)
@@ -377,11 +403,17 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,SubState,UnitFileState,NRestarts,Result", "--", *units)
+    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,ConditionResult", "--", *units)
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
     return states
+
+
+def runs(unit_state: dict[str, str]) -> bool:
+    """Whether a unit is as it should be: active, or left out by a condition of its own (a clock in a container)."""
+    now = unit_state.get("ActiveState")
+    return now == "active" or (now == "inactive" and unit_state.get("ConditionResult") == "no")
 
 
 def systemctl(verb: str, units: list[str], *, of: Callable[[str], str]) -> None:
@@ -543,7 +575,7 @@ class Change:
         known = state.get("units")
         for name, unit in units.items():
             before = known.get(name, {})
-            active = self.states.get(name, {}).get("ActiveState") == "active"
+            active = runs(self.states.get(name, {}))
             if before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
                 self.restart.append(name)
             elif not active:
@@ -601,6 +633,7 @@ def apply(bundle: dict[str, Any]) -> None:
     state = State()
     installed = install_packages(bundle["packages"])
     make_users(bundle["users"])
+    mount_first(bundle)
     make_directories(bundle["directories"])
     change = Change(bundle, state)
     if change.nothing:
@@ -660,7 +693,7 @@ def _steady(change: Change) -> None:
     """A unit that dies and is started again for ever answers now and then: that is not health."""
     of = _service_of(change)
     for name, unit_state in unit_states(change.touched_units).items():
-        if unit_state.get("ActiveState") != "active":
+        if not runs(unit_state):
             journal = run("journalctl", "-u", name, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
             raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
 
@@ -723,13 +756,12 @@ def _summary(change: Change, compiled: dict[str, Any], installed: int, seconds: 
 def report(bundle: dict[str, Any]) -> None:
     """Prints as JSON how this host differs from a bundle. Changes nothing."""
     change = Change(bundle, State())
-    active = {name: state.get("ActiveState") for name, state in change.states.items() if name in bundle["units"]}
     json.dump(
         {
             "host": bundle["host"],
             "changed": sorted(change.changed),
             "left_over": change.removed,
-            "not_active": sorted(name for name, now in active.items() if now != "active"),
+            "not_active": sorted(name for name in bundle["units"] if not runs(change.states.get(name, {}))),
         },
         sys.stdout,
     )

@@ -1,0 +1,41 @@
+"""The disk of a VM that outlives it: what must not be lost lies there."""
+
+from __future__ import annotations
+
+from model.network import Role
+from model.stack import Host, Stack
+from services.render import render
+from services.service import File, Service, Unit
+
+DEVICE = "/dev/vdb"
+KEPT: dict[Role, tuple[str, ...]] = {
+    Role.SMTP_IN: ("/var/spool/postfix",),
+    Role.SMTP_OUT: ("/var/spool/postfix",),
+    Role.MAILDROP: ("/var/spool/postfix", "/var/vmail"),
+    Role.RSPAMD: ("/var/lib/redis", "/var/lib/rspamd"),
+}
+"""What each role keeps there: queues, mail, and what the filters have learnt."""
+
+
+def mount_unit(path: str) -> str:
+    """The name of the unit that mounts a path (systemd.unit(5), for paths without special characters)."""
+    return path.strip("/").replace("/", "-") + ".mount"
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """Mounts the data disk at /data, and what is kept on it at its usual places. Existing machines have no such disk."""
+    if host.machine is None:
+        return Service(name="data-disk")
+    paths = sorted({path for role in host.roles for path in KEPT.get(role, ())})
+    units = [("/data", DEVICE, "ext4", "noatime"), *((path, f"/data{path}", "none", "bind") for path in paths)]
+    return Service(
+        name="data-disk",
+        files=tuple(
+            File(
+                f"/etc/systemd/system/{mount_unit(where)}",
+                render("data-disk/mount.j2", where=where, what=what, type=kind, options=options),
+            )
+            for where, what, kind, options in units
+        ),
+        units=tuple(Unit(mount_unit(where)) for where, *_ in units),
+    )
