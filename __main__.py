@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pulumi
-from components.platform import Platform
 
+from components.platform import Platform
 from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, parse

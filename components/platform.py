@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pulumi
-from services.zones import rrsets
 
 from agent import SOURCE
 from components.host import HostConfiguration, SecretValue
@@ -11,6 +10,7 @@ from components.machine import Hypervisor, Machine
 from components.zones import Zones
 from model.stack import Host, Stack
 from services.bundle import bundle, secrets
+from services.zones import rrsets
 
 
 class Platform(pulumi.ComponentResource):

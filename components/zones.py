@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pulumi
-from services.zones import RRset
 
 from model.stack import Stack
 from providers.rrset import RRset as Published
+from services.zones import RRset
 
 
 class Zones(pulumi.ComponentResource):

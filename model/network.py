@@ -37,8 +37,9 @@ class Network(Frozen):
 class Image(Frozen):
     """The disk image that VMs start from.
 
-    With ``kernel`` and ``initrd`` (paths on the hypervisor) the VM is started by direct kernel boot, else by
-    the boot loader in the image.
+    ``source``, ``kernel`` and ``initrd`` are files on the operator's machine (``source`` may be a URL): they are
+    uploaded as volumes. With a kernel and an initrd the VM is started by direct kernel boot, else by the boot loader
+    in the image.
     """
 
     source: str

@@ -19,6 +19,8 @@ class Names(Frozen):
     imap: Label = "imap"
     webmail: Label = "webmail"
     frontend: Label = "nginx0"
+    egress: Label = "egress"
+    """What smtp-out calls itself when it sends: a name that resolves to all gateways."""
 
 
 class ServiceSettings(Frozen):
@@ -47,6 +49,7 @@ class Times(Frozen):
     """Times to live of published records, in seconds."""
 
     service: int = 60
+    submission: int = 3600
     frontend: int = 600
     mx: int = 86400
     policy: int = 3600

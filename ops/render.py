@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.zones import zone_files
-
 from model.stack import Stack
 from services.bundle import bundle
+from services.zones import zone_files
 
 MARKER = ".rendered-by-posthorn"
 

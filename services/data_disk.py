@@ -23,7 +23,7 @@ def mount_unit(path: str) -> str:
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """Mounts the data disk at /data, and what is kept on it at its usual places. Existing machines have no such disk."""
+    """Mounts the data disk at /data, and what is kept on it at its usual places. Existing machines have none."""
     if host.machine is None:
         return Service(name="data-disk")
     paths = sorted({path for role in host.roles for path in KEPT.get(role, ())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from model.base import IPAddress, IPNetwork
 from model.network import Network
 from model.stack import Host, Stack
 from services.render import render, render_tree
@@ -33,6 +34,7 @@ def _interface(stack: Stack, host: Host, index: int, network: Network, *, defaul
     with_length = [
         f"{address}/{prefix.prefixlen}" for address in addresses for prefix in network.prefixes if address in prefix
     ]
+    routes: list[tuple[IPNetwork | None, IPAddress]]
     routes = [(None, gateway) for gateway in network.gateways] if default else []
     if index == 0 and not default:
         reachable = (*stack.local_prefixes, *stack.access.ssh_from)

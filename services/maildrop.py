@@ -1,0 +1,72 @@
+"""Mailboxes: Postfix takes mail from smtp-in, Dovecot keeps it and shows it to its users."""
+
+from __future__ import annotations
+
+from model.network import Role
+from model.stack import Host, Stack
+from services import dovecot, postfix
+from services.service import Compile, Directory, File, Listen, Service, Source, Unit, User
+
+HOME = "/var/vmail"
+IMAPS, IMAPS_PROXY = 993, 10993
+SIEVE, SIEVE_PROXY = 4190, 14190
+"""Ports for clients of the sites, and ports for front ends alone, which speak the PROXY protocol."""
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """Postfix on 25 and 465 for the smtp-in hosts, Dovecot with LMTP, IMAPS and ManageSieve."""
+    senders = [a for sender in stack.hosts_with(Role.SMTP_IN) for a in sender.addresses.local]
+    frontends = [a for frontend in stack.hosts_with(Role.FRONTEND) for a in frontend.addresses.local]
+    domain, local = stack.mailbox_domain, {"address": "127.0.0.1"}
+    smtp = {**local, "kind": "smtp", "server_name": host.fqdn, "refuses": f"no-such-mailbox@{domain}"}
+    imap = {**local, "kind": "tls", "server_name": host.fqdn, "expect": "* OK"}
+    if stack.accounts:
+        smtp["accepts"] = f"{next(iter(stack.accounts))}@{domain}"
+    return Service(
+        name="maildrop",
+        packages=(
+            "postfix",
+            "postfix-lmdb",
+            "dovecot-core",
+            "dovecot-imapd",
+            "dovecot-lmtpd",
+            "dovecot-sieve",
+            "dovecot-managesieved",
+        ),
+        users=(User("vmail", home=HOME),),
+        directories=(Directory(HOME, mode="0700", owner="vmail", group="vmail"),),
+        files=(
+            *postfix.files(
+                stack,
+                host,
+                "maildrop",
+                senders=senders,
+                frontends=frontends,
+                home=HOME,
+                users=dovecot.USERS,
+                ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
+            ),
+            File(
+                "/etc/postfix/mailboxes",
+                postfix.table({postfix.mailbox(stack, account): account for account in stack.accounts}),
+            ),
+        ),
+        secret_files=(dovecot.users_file(dovecot.mailbox_users(stack)),),
+        units=(
+            *postfix.units(stack, host),
+            Unit("dovecot.service", restart_on=("/etc/dovecot/dovecot.conf",), reload_on=("/etc/posthorn/",)),
+        ),
+        compiles=(Compile(("sievec", "/etc/dovecot/sieve/before.d"), of="/etc/dovecot/sieve/"),),
+        checks=(*postfix.CHECKS, *dovecot.CHECKS),
+        health=(
+            {**smtp, "port": 25, "tls": "starttls"},
+            {**smtp, "port": 465, "tls": "implicit"},
+            {**imap, "port": IMAPS},
+            {**imap, "port": IMAPS_PROXY, "proxy": True},
+        ),
+        listens=(
+            *(Listen(port, frm=tuple(senders)) for port in (25, 465)),
+            *(Listen(port, frm=Source.SITES) for port in (IMAPS, SIEVE)),
+            *(Listen(port, frm=tuple(frontends)) for port in (IMAPS_PROXY, SIEVE_PROXY)),
+        ),
+    )

@@ -1,0 +1,49 @@
+"""What the three kinds of Postfix hosts have in common: units, checks, the host's own aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from model.network import Role
+from model.stack import Host, Stack
+from services import identity
+from services.render import render_tree
+from services.service import Check, File, Unit
+
+FOLDER = "/etc/postfix/"
+LOOKS = ("/etc/postfix/", "/etc/posthorn/")
+QUIET = 'said=$( { postconf -n; postconf -M; } 2>&1 >/dev/null ); test -z "$said" || { echo "$said"; exit 1; }'
+"""Postfix only warns of a misspelt parameter, on standard error: here that counts as refused."""
+CHECKS = (Check(("sh", "-c", QUIET)), Check(("postfix", "-v", "check")))
+
+
+def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
+    """The units of Postfix. On Debian 12 the first only starts the instance, which does the work."""
+    if stack.release_of(host) >= 13:
+        return (Unit("postfix.service", reload_on=LOOKS),)
+    return (Unit("postfix.service"), Unit("postfix@-.service", reload_on=LOOKS))
+
+
+def table(entries: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+    """A texthash table (DATABASE_README): one entry a line, in order, so that a preview shows what changed."""
+    pairs = entries.items() if isinstance(entries, Mapping) else entries
+    return "".join(f"{key} {value}\n" for key, value in sorted(pairs))
+
+
+def postmaster(stack: Stack) -> str:
+    """The address of the postmaster, in a domain that takes mail."""
+    return f"postmaster@{stack.domain if stack.domain in stack.domains else next(iter(stack.domains))}"
+
+
+def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...]:
+    """The files of one kind of Postfix host, with the aliases of the host itself."""
+    own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), postmaster(stack))
+    release = stack.release_of(host)
+    rendered = render_tree(tree, stack=stack, host=host, release=release, identity=identity, **values)
+    return (*rendered, File(f"{FOLDER}aliases", table(own)))
+
+
+def mailbox(stack: Stack, account: str) -> str:
+    """The internal address of an account's mailbox."""
+    return f"{account}@{stack.internal_name(Role.MAILDROP)}"

@@ -1,0 +1,51 @@
+"""The spam scanners, and what they have learnt."""
+
+from __future__ import annotations
+
+from model.network import Role
+from model.stack import Host, Stack
+from services.private import private
+from services.render import render_tree
+from services.service import Listen, SecretFile, Service, Unit
+
+SCANNER = 11333
+KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """A scanner that the proxies of all sites may ask, and a Redis of its own on loopback.
+
+    Requests are encrypted with the scanners' key (rspamd's HTTPCrypt): they hold whole mails.
+    """
+    keypair = private(stack, lambda keys: keys.rspamd)
+    clients = [a for role in (Role.SMTP_IN, Role.SMTP_OUT) for c in stack.hosts_with(role) for a in c.addresses.local]
+    return Service(
+        name="rspamd",
+        packages=("rspamd", "redis-server"),
+        files=render_tree(
+            "rspamd",
+            stack=stack,
+            host=host,
+            port=SCANNER,
+            keypair=KEYPAIR,
+            private_root=bool(stack.dns.resolver.root_hints),
+        ),
+        secret_files=(
+            SecretFile(
+                KEYPAIR,
+                "rspamd-key",
+                f'keypair {{\n    pubkey = "{stack.keys.public.rspamd}";\n    privkey = "{keypair}";\n}}\n',
+                mode="0640",
+                group="_rspamd",
+            ),
+        ),
+        units=(
+            Unit("redis-server.service", restart_on=("/etc/redis/",)),
+            Unit("rspamd.service", restart_on=("/etc/rspamd/",)),
+        ),
+        health=(
+            {"kind": "http", "address": "127.0.0.1", "port": 11334, "path": "/ping", "tls": False, "status": [200]}
+            | {"server_name": "localhost"},
+        ),
+        listens=(Listen(SCANNER, frm=tuple(clients)),),
+    )

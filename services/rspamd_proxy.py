@@ -1,0 +1,32 @@
+"""The milter on loopback that hands mails to the scanners, wherever one answers."""
+
+from __future__ import annotations
+
+from model.base import IPAddress
+from model.network import Role
+from model.stack import Host, Stack
+from services.render import render_tree
+from services.rspamd import SCANNER
+from services.service import Service, Unit
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """rspamd as a proxy alone. When no scanner answers, mail is deferred.
+
+    smtp-in asks the scanners in the order of the file, so that all sites meet the same memory of who was greylisted;
+    smtp-out, where nothing is greylisted, asks the nearest first.
+    """
+    scanners = stack.hosts_with(Role.RSPAMD)
+    if host.has(Role.SMTP_OUT):
+        scanners = stack.near_first(scanners, host.site)
+    upstreams = ",".join(f"{_literal(scanner.addresses.local[0])}:{SCANNER}" for scanner in scanners)
+    return Service(
+        name="rspamd-proxy",
+        packages=("rspamd",),
+        files=render_tree("rspamd-proxy", stack=stack, host=host, upstreams=upstreams, key=stack.keys.public.rspamd),
+        units=(Unit("rspamd.service", restart_on=("/etc/rspamd/",)),),
+    )
+
+
+def _literal(address: IPAddress) -> str:
+    return f"[{address}]" if address.version == 6 else str(address)

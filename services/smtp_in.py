@@ -1,0 +1,78 @@
+"""The MX: takes mail for the stack's domains from anyone, and relays for no one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from model.mail import CATCH_ALL, Target
+from model.settings import DnsblRule
+from model.stack import Host, Stack
+from services import postfix
+from services.service import File, Listen, Service, Source
+
+DISCARDED = "discard.invalid"
+"""A domain that cannot exist (RFC 2606), whose mail the discard transport takes."""
+FORWARD_PORT = 10024
+
+RESTRICTIONS = {
+    "client": "reject_rbl_client",
+    "sender": "reject_rhsbl_sender",
+    "helo": "reject_rhsbl_helo",
+    "reverse_client": "reject_rhsbl_reverse_client",
+}
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """Postfix on 25 and 465 of the public addresses; every decision about a recipient is final at RCPT."""
+    name = stack.public_name("smtp_in")
+    probe = {"kind": "smtp", "address": "127.0.0.1", "server_name": name}
+    asks = {"accepts": postfix.postmaster(stack), "refuses": "nobody@elsewhere.invalid"}
+    return Service(
+        name="smtp-in",
+        packages=("postfix", "postfix-lmdb"),
+        files=(
+            *postfix.files(
+                stack,
+                host,
+                "smtp-in",
+                name=name,
+                dnsbl=[restriction(rule) for rule in stack.filter.dnsbl],
+                discarded=DISCARDED,
+                forward_port=FORWARD_PORT,
+            ),
+            File("/etc/postfix/virtual-domains", postfix.table(dict.fromkeys(stack.domains, "the stack's"))),
+            File("/etc/postfix/virtual", postfix.table(virtual(stack))),
+            File(
+                "/etc/postfix/transport",
+                postfix.table({stack.mailbox_domain: "maildrop:", DISCARDED: "discard:as the stack says"}),
+            ),
+        ),
+        units=postfix.units(stack, host),
+        checks=postfix.CHECKS,
+        health=(
+            {**probe, **asks, "port": 25, "tls": "starttls"},
+            {**probe, **asks, "port": 465, "tls": "implicit"},
+        ),
+        listens=(Listen(25, frm=Source.INTERNET), Listen(465, frm=Source.INTERNET)),
+    )
+
+
+def restriction(rule: DnsblRule) -> str:
+    """A blocklist as a restriction of Postfix. Only the replies that mean "listed" count (RFC 5782 section 2.3)."""
+    replies = f"={rule.replies}" if rule.replies else ""
+    return f"{'warn_if_reject ' if rule.warn_only else ''}{RESTRICTIONS[rule.what]} {rule.zone}{replies}"
+
+
+def virtual(stack: Stack) -> Iterator[tuple[str, str]]:
+    """Every address of every domain, and where its mail goes; aliases of equal domains are written out."""
+    for domain in stack.domains:
+        for local, targets in stack.resolved_aliases(domain).items():
+            address = f"@{domain}" if local == CATCH_ALL else f"{local}@{domain}"
+            kept = [target for target in targets if not target.discards] or list(targets)
+            yield address, ", ".join(_delivered(stack, local, target) for target in kept)
+
+
+def _delivered(stack: Stack, local: str, target: Target) -> str:
+    if target.discards:
+        return f"{'nobody' if local == CATCH_ALL else local}@{DISCARDED}"
+    return target.address or postfix.mailbox(stack, str(target))

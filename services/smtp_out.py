@@ -1,0 +1,67 @@
+"""Submission: takes mail from the stack's own users, and brings it to the world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from model.network import Role
+from model.stack import Host, Stack
+from services import dovecot, postfix
+from services.service import File, Listen, Service, Source, Unit
+
+SUBMISSION, SUBMISSION_PROXY = 587, 10587
+"""Port for clients of the sites, and port for front ends alone, which say by the PROXY protocol who is behind them."""
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """Postfix on 587, with Dovecot as its judge of passwords."""
+    name = stack.public_name("smtp_out")
+    probe = {
+        "kind": "smtp",
+        "address": "127.0.0.1",
+        "server_name": name,
+        "tls": "starttls",
+        "refuses": "nobody@elsewhere.invalid",
+    }
+    frontends = [a for frontend in stack.hosts_with(Role.FRONTEND) for a in frontend.addresses.local]
+    return Service(
+        name="smtp-out",
+        packages=("postfix", "postfix-lmdb", "postfix-pcre", "dovecot-core"),
+        files=(
+            *postfix.files(
+                stack,
+                host,
+                "smtp-out",
+                name=name,
+                submission=SUBMISSION,
+                submission_proxy=SUBMISSION_PROXY,
+                users=dovecot.USERS,
+            ),
+            File("/etc/postfix/senders", postfix.table(senders(stack))),
+        ),
+        secret_files=(dovecot.users_file(dovecot.submission_users(stack)),),
+        units=(
+            *postfix.units(stack, host),
+            Unit("dovecot.service", reload_on=("/etc/dovecot/",)),
+        ),
+        checks=(*postfix.CHECKS, *dovecot.CHECKS),
+        health=({**probe, "port": SUBMISSION}, {**probe, "port": SUBMISSION_PROXY, "proxy": True}),
+        listens=(
+            Listen(SUBMISSION, frm=Source.SITES),
+            Listen(SUBMISSION_PROXY, frm=tuple(frontends)),
+        ),
+    )
+
+
+def senders(stack: Stack) -> Iterator[tuple[str, str]]:
+    """Envelope sender to the users who may send as it (smtpd_sender_login_maps in postconf(5))."""
+    owners: dict[str, list[str]] = {}
+    for account in stack.accounts:
+        for address in stack.addresses_of(account):
+            owners.setdefault(address, []).append(account)
+    for user, settings in stack.machine_users.items():
+        owners.setdefault(f"@{settings.mail_from}", []).append(user)
+    # An address of its own line shuts out those who have the whole domain: they are named there too.
+    for address, names in owners.items():
+        domain = owners.get(f"@{address.partition('@')[2]}", [])
+        yield address, ", ".join(sorted({*names, *domain}))
