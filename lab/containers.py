@@ -24,9 +24,9 @@ mount -t overlay "posthorn-$NAME" -o "lowerdir=$LOWER,upperdir=$MACHINE/upper,wo
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
 while :; do
     rc=0
-    systemd-nspawn --quiet --settings=no --register=no --keep-unit --boot --machine="$NAME" --directory="$MACHINE/root" \
-        --network-namespace-path="/run/netns/$NETNS" --capability=CAP_NET_ADMIN --resolv-conf=off --timezone=off \
-        --link-journal=no --console=pipe || rc=$?
+    systemd-nspawn --quiet --settings=no --register=no --keep-unit --boot --machine="$NAME" \
+        --directory="$MACHINE/root" --network-namespace-path="/run/netns/$NETNS" --capability=CAP_NET_ADMIN \
+        --resolv-conf=off --timezone=off --link-journal=no --console=pipe || rc=$?
     [ $rc = 133 ] || break  # 133: the machine reboots
 done
 """

@@ -46,7 +46,8 @@ maximal_backoff_time = 10s
 queue_run_delay = 2s
 smtp_connect_timeout = 5s
 smtp_helo_timeout = 10s
-smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, check_policy_service unix:private/policy-spf
+smtpd_recipient_restrictions =
+    permit_mynetworks, reject_unauth_destination, check_policy_service unix:private/policy-spf
 policy-spf_time_limit = 60s
 smtpd_milters = inet:127.0.0.1:8891, inet:127.0.0.1:8893
 non_smtpd_milters = inet:127.0.0.1:8891

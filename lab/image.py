@@ -13,62 +13,23 @@ from lab.state import CACHE, LabError
 from ops.stackfile import write_atomically
 
 SUITES = {12: "bookworm", 13: "trixie"}
-BASE = [
-    "systemd-sysv",
-    "dbus",
-    "openssh-server",
-    "python3",
-    "ca-certificates",
-    "iproute2",
-    "iputils-ping",
-    "nftables",
-    "procps",
-    "kmod",
-    "logrotate",
-    "unattended-upgrades",
-    "systemd-timesyncd",
-    "rsync",
-    "less",
-]
-ROLES = [
-    "postfix",
-    "postfix-lmdb",
-    "postfix-pcre",
-    "dovecot-core",
-    "dovecot-imapd",
-    "dovecot-lmtpd",
-    "dovecot-sieve",
-    "dovecot-managesieved",
-    "opendkim",
-    "opendkim-tools",
-    "postsrsd",
-    "rspamd",
-    "redis-server",
-    "unbound",
-    "dns-root-data",
-    "nginx",
-    "libnginx-mod-stream",
-    "stunnel4",
-]
+BASE = (
+    "systemd-sysv dbus openssh-server python3 ca-certificates iproute2 iputils-ping nftables procps kmod "
+    "logrotate unattended-upgrades systemd-timesyncd rsync less"
+).split()
+ROLES = (
+    "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
+    "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
+    "libnginx-mod-stream stunnel4"
+).split()
 ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
 """What only the lab's own machines need: name servers, and the checks of the foreign mail host."""
 
 # Every daemon waits for its configuration; the agent enables what a host needs.
-AT_REST = [
-    "postfix",
-    "dovecot",
-    "opendkim",
-    "opendmarc",
-    "postsrsd",
-    "rspamd",
-    "redis-server",
-    "unbound",
-    "nginx",
-    "stunnel4",
-    "knot",
-    "systemd-timesyncd",
-    "unattended-upgrades",
-]
+AT_REST = (
+    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 knot "
+    "systemd-timesyncd unattended-upgrades"
+).split()
 MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service unbound-resolvconf.service"
 DEBCONF = "postfix postfix/main_mailer_type select No configuration"
 

@@ -104,7 +104,8 @@ zone:
 
 def _zone_text(zone: Zone, delegations: str) -> str:
     origin = zone.name if zone.name == "." else f"{zone.name}."
-    return f"$ORIGIN {origin}\n@ 3600 SOA ns.example. hostmaster.example. {SERIAL}\n@ 3600 NS ns.example.\n{zone.records}{delegations}"
+    apex = f"$ORIGIN {origin}\n@ 3600 SOA ns.example. hostmaster.example. {SERIAL}\n@ 3600 NS ns.example.\n"
+    return f"{apex}{zone.records}{delegations}"
 
 
 UNBOUND = f"""server:
