@@ -52,7 +52,8 @@ def say(line: str) -> None:
 
 def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command and returns what it said; never raises for its exit status."""
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    quiet = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMCTL_SKIP_SYSV": "1"}
+    environment = {**os.environ, **quiet}
     try:
         return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, errors="replace")
     except FileNotFoundError:
@@ -403,24 +404,26 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,ConditionResult", "--", *units)
+    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState", "--", *units)
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if states[name].get("ActiveState") == "inactive":
+            # Its own conditions may forbid it here: a clock in a container, for one.
+            states[name]["Forbidden"] = str(run("systemd-analyze", "condition", "--unit", name).returncode != 0)
     return states
 
 
 def runs(unit_state: dict[str, str]) -> bool:
     """Whether a unit is as it should be: active, or left out by a condition of its own (a clock in a container)."""
-    now = unit_state.get("ActiveState")
-    return now == "active" or (now == "inactive" and unit_state.get("ConditionResult") == "no")
+    return unit_state.get("ActiveState") == "active" or unit_state.get("Forbidden") == "True"
 
 
-def systemctl(verb: str, units: list[str], *, of: Callable[[str], str]) -> None:
+def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], str]) -> None:
     """One call for all units. On failure the error names the first unit that failed, with the end of its journal."""
     if not units:
         return
-    done = run("systemctl", verb, "--quiet", *units)
+    done = run("systemctl", verb, "--quiet", *options, "--", *units)
     if done.returncode:
         for unit in units:
             if run("systemctl", "is-failed", "--quiet", unit).returncode == 0:
@@ -576,11 +579,11 @@ class Change:
         for name, unit in units.items():
             before = known.get(name, {})
             active = runs(self.states.get(name, {}))
-            if before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
-                self.restart.append(name)
-            elif not active:
+            if not active:
                 self.start.append(name)
-            elif before.get("reload") != unit_fingerprint(unit, "reload_on", self.files):
+            elif unit["restart_on"] and before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
+                self.restart.append(name)
+            elif unit["reload_on"] and before.get("reload") != unit_fingerprint(unit, "reload_on", self.files):
                 self.reload.append(name)
         self.enable = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "disabled"]
         self.mask = [n for n in bundle["masked"] if self.states.get(n, {}).get("UnitFileState") not in ("masked", "")]
@@ -684,7 +687,8 @@ def _units(change: Change) -> None:
         run("systemctl", "stop", *change.mask)
     if change.retire:
         run("systemctl", "disable", "--now", "--quiet", *change.retire)
-    systemctl("enable", change.enable, of=of)
+    # Without a word to the old init scripts, which would reload systemd once for each.
+    systemctl("enable", change.enable, "--no-reload", of=of)
     systemctl("restart", [*change.restart, *change.start], of=of)
     systemctl("reload", change.reload, of=of)
 

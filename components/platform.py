@@ -16,8 +16,9 @@ from services.zones import rrsets
 class Platform(pulumi.ComponentResource):
     """Builds a stack in the order in which a change is safest.
 
-    Internal names come first; then the machines, side by side; then what is on them, site by site, so that a bad
-    change stops at the first site while the others still serve; and last the records that lead the world to them.
+    Internal names come first; then the machines, side by side; then what is on them, site by site, the most preferred
+    last, so that a bad change stops at the first site while the others still serve; and last the records that lead
+    the world to them.
     """
 
     def __init__(self, stack: Stack, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -27,7 +28,7 @@ class Platform(pulumi.ComponentResource):
         internal = Zones(f"{stack.name}-internal", stack, records["internal"], self._child())
         machines = self._machines()
         previous_site: list[pulumi.Resource] = [internal]
-        for site in stack.sites:
+        for site in reversed(stack.sites):
             hosts = [self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
             previous_site = list(hosts) or previous_site
         names = Zones(f"{stack.name}-hosts", stack, records["hosts"], self._child(previous_site))

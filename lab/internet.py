@@ -6,6 +6,7 @@ operator. Both run in one container, in the namespace of the internet's router.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from dataclasses import dataclass
@@ -199,5 +200,9 @@ def _in(state: State, *command: str) -> str:
 
 def add_record(state: State, zone: str, owner: str, kind: str, data: str, ttl: int = 3600) -> None:
     """Adds a record to a zone of the lab's own, at once."""
-    commands = (f"zone-begin {zone}", f"zone-set {zone} {owner} {ttl} {kind} {data}", f"zone-commit {zone}")
+    commands = (
+        f"zone-begin {zone}",
+        f"zone-set {zone} {owner} {ttl} {kind} {shlex.quote(data)}",
+        f"zone-commit {zone}",
+    )
     _in(state, "sh", "-c", "".join(f"knotc {command} >/dev/null\n" for command in commands))

@@ -44,7 +44,8 @@ def hops(mail: EmailMessage) -> list[Hop]:
         text = " ".join(str(header).split())
         way, _, date = text.rpartition(";")
         by = re.search(r"\bby (\S+)", way)
-        protocol = re.search(r"\bwith (\S+)", way)
+        # "with" stands before a cipher too: the protocol is the one after the host.
+        protocol = re.search(r"\bby .*?\bwith (\S+)", way)
         source = re.search(r"\bfrom (\S+)", way)
         what = f"{protocol.group(1) if protocol else 'local'}{' from ' + source.group(1) if source else ''}"
         found.append(Hop(by.group(1) if by else "?", what, parsedate_to_datetime(date.strip()).timestamp()))

@@ -21,6 +21,17 @@ def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"hosts.{name}", f"a host is named role-site: its name must end in -{host.site}")
 
 
+def preference_names_all_sites(stack: Stack) -> Iterator[Problem]:
+    named = stack.service.preference
+    for index, site in enumerate(named):
+        if site not in stack.sites:
+            yield Problem(f"service.preference[{index}]", f"there is no site {site} (sites: {', '.join(stack.sites)})")
+        elif site in named[:index]:
+            yield Problem(f"service.preference[{index}]", f"{site} stands twice")
+    if missing := [site for site in stack.sites if site not in named]:
+        yield Problem("service.preference", f"does not name {', '.join(missing)}: every site has its place")
+
+
 def machines_are_clear(stack: Stack) -> Iterator[Problem]:
     for name, host in stack.hosts.items():
         if host.site not in stack.sites:
@@ -190,6 +201,7 @@ def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check, ...] = (
+    preference_names_all_sites,
     hosts_are_at_known_sites,
     machines_are_clear,
     addresses_are_inside_their_prefix,

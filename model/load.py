@@ -99,12 +99,42 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     return Problem(_path(location), message[:1].lower() + message[1:])
 
 
+def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same configuration in the one order that counts.
+
+    Pulumi hands keys over sorted, a file has them as they were written: what is first may not depend on that. Sites
+    come by preference, hosts by their site's, all else by name.
+    """
+    ordered: dict[str, Any] = _sorted(config)
+    preference = (config.get("service") or {}).get("preference")
+    rank = {site: index for index, site in enumerate(preference)} if isinstance(preference, list) else {}
+
+    def place(site: object) -> int:
+        return rank.get(site, len(rank)) if isinstance(site, str) else len(rank)
+
+    if isinstance(sites := ordered.get("sites"), dict):
+        ordered["sites"] = dict(sorted(sites.items(), key=lambda item: (place(item[0]), item[0])))
+    if isinstance(hosts := ordered.get("hosts"), dict):
+
+        def of_host(item: tuple[str, Any]) -> tuple[int, str]:
+            return place(item[1].get("site") if isinstance(item[1], dict) else None), item[0]
+
+        ordered["hosts"] = dict(sorted(hosts.items(), key=of_host))
+    return ordered
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _sorted(value[key]) for key in sorted(value, key=str)}
+    return [_sorted(inner) for inner in value] if isinstance(value, list) else value
+
+
 def parse(name: str, source: str, config: Mapping[str, Any]) -> Stack:
     """A stack from its configuration keys.
 
     Raises `StackError` with every problem: first those of single values, and when there are none, those between them.
     """
-    config = dict(config)
+    config = _ordered(config)
     keys = dict(config.get("keys") or {})
     if isinstance(keys.get("private"), str):
         if keys["private"] == PLACEHOLDER:

@@ -31,6 +31,8 @@ class ServiceSettings(Frozen):
     postmaster: AliasTarget
     """The account, or the address elsewhere, that gets mail for postmaster and abuse of every domain."""
     website: str = Field(pattern=r"^https://")
+    preference: tuple[Label, ...] = Field(min_length=1)
+    """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
     release: Release = 13
     names: Names = Names()
 

@@ -97,7 +97,7 @@ class Stack(StackFile):
         }
 
     def hosts_with(self, role: Role | str) -> tuple[Host, ...]:
-        """All hosts of a role, in the order of the file: the first is the primary."""
+        """All hosts of a role, by the preference of their sites: the first is the primary."""
         return tuple(host for host in self.all_hosts.values() if host.has(role))
 
     def hosts_at(self, site: str) -> tuple[Host, ...]:
@@ -110,7 +110,7 @@ class Stack(StackFile):
         return host.release or self.service.release
 
     def near_first(self, hosts: tuple[Host, ...], site: str) -> tuple[Host, ...]:
-        """The same hosts, those at a site before the others, else in the order of the file."""
+        """The same hosts, those at a site before the others, else by preference."""
         return tuple(sorted(hosts, key=lambda host: host.site != site))
 
     # Names

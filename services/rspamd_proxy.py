@@ -7,13 +7,15 @@ from model.network import Role
 from model.stack import Host, Stack
 from services.render import render_tree
 from services.rspamd import SCANNER
-from services.service import Service, Unit
+from services.service import File, Service, Unit
+
+SUFFIXES = "/etc/rspamd/posthorn-suffixes"
 
 
 def configure(stack: Stack, host: Host) -> Service:
     """rspamd as a proxy alone. When no scanner answers, mail is deferred.
 
-    smtp-in asks the scanners in the order of the file, so that all sites meet the same memory of who was greylisted;
+    smtp-in asks the scanners in the order of preference, so that all sites meet the same memory of who was greylisted;
     smtp-out, where nothing is greylisted, asks the nearest first.
     """
     scanners = stack.hosts_with(Role.RSPAMD)
@@ -23,7 +25,17 @@ def configure(stack: Stack, host: Host) -> Service:
     return Service(
         name="rspamd-proxy",
         packages=("rspamd",),
-        files=render_tree("rspamd-proxy", stack=stack, host=host, upstreams=upstreams, key=stack.keys.public.rspamd),
+        files=(
+            *render_tree(
+                "rspamd-proxy",
+                stack=stack,
+                host=host,
+                upstreams=upstreams,
+                suffixes=SUFFIXES,
+                key=stack.keys.public.rspamd,
+            ),
+            File(SUFFIXES, "example\n"),
+        ),
         units=(Unit("rspamd.service", restart_on=("/etc/rspamd/",)),),
     )
 

@@ -382,10 +382,13 @@ def _build_pulumi(folder: Path) -> None:
     wrapper.write_text(WRAPPER)
     wrapper.chmod(0o755)
     sdk = _module_folder("pulumi", "github.com/pulumi/pulumi/sdk/v3") / "python"
-    for script in (sdk / "cmd" / "pulumi-language-python-exec", sdk / "dist" / "pulumi-resource-pulumi-python"):
-        target = folder / script.name
-        shutil.copyfile(script, target)
-        target.chmod(0o755)
+    # The language host looks for its script beside itself, the engine for its own on the PATH.
+    for script, beside in (
+        (sdk / "cmd" / "pulumi-language-python-exec", folder / "language-host"),
+        (sdk / "dist" / "pulumi-resource-pulumi-python", folder),
+    ):
+        shutil.copyfile(script, beside / script.name)
+        (beside / script.name).chmod(0o755)
 
 
 def pulumi() -> tuple[Path | None, Path]:
@@ -421,7 +424,8 @@ def _plugin(name: str, version: str, folder: Path, environment: dict[str, str]) 
         online = subprocess.run(install, env=environment, capture_output=True, timeout=180 if _reached() else 0.01)
         if online.returncode == 0:
             return
-    built = folder / f"pulumi-resource-{name}"
+    # Not on the PATH: Pulumi would take it from there, and say so each time.
+    built = folder / "plugins" / f"pulumi-resource-{name}"
     module, package = {"command": ("pulumi", "./command"), "libvirt": ("libvirt", ".")}[name]
     if not built.exists():
         _build(f"plugin {name}", module, package, built)
