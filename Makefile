@@ -15,7 +15,7 @@ OPS    := $(TOOLS) -- $(INSIDE) python -m ops
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig render preview up refresh down
+.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig render preview up refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, YES=1 
 
 refresh: ## Compare the state of STACK with what is there
 	@$(OPS) refresh $(STACK) $(FLAGS)
+
+unlock: ## Clear the lock and the plugins that a killed run of STACK left
+	@$(OPS) unlock $(STACK)
 
 down: ## Remove all of STACK but what is protected, and say how to remove that
 	@$(OPS) down $(STACK) $(FLAGS)

@@ -157,6 +157,8 @@ def up(console: Console, machines: str, *, only_infrastructure: bool = False) ->
             live_stack = load_stack(project / f"Pulumi.{name}.yaml", name)
             state.authority_file.write_text(live_stack.keys.public.authority)
         with phases.phase("make up"):
+            # Whoever holds the lab's lock now is not running any more: this one does.
+            _ops(state, "unlock", name, quiet=True)
             _ops(state, "up", name, "--yes")
         with phases.phase("proof"):
             prove(state, console)

@@ -6,11 +6,17 @@ import hashlib
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, IPvAnyAddress, IPvAnyNetwork
+from pydantic import BeforeValidator, Field, IPvAnyAddress, IPvAnyNetwork
 
 from model.base import DnsName, Frozen, Label
 
-Release = Literal[12, 13]
+
+def _number(value: object) -> object:
+    """Keys of a map are always texts once Pulumi has carried them."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+Release = Annotated[Literal[12, 13], BeforeValidator(_number)]
 """A Debian release. What differs between them is decided in services/, by this number."""
 
 

@@ -19,7 +19,7 @@ from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
 from ops import stackfile
-from ops.pulumi import OperatorError, Project, excluded, left_behind, unreachable
+from ops.pulumi import OperatorError, Project, excluded, left_behind, unlock, unreachable
 from ops.render import render_stack
 
 console = Console(highlight=False)
@@ -94,7 +94,7 @@ def up(project: Project, without: Sequence[str], yes: bool) -> int:
     started = time.monotonic()
     exclude = _checked(project, without)
     flags = ["--yes", "--skip-preview"] if yes else []
-    status = project.show("up", "--refresh", *flags, *exclude)
+    status = project.show("up", *flags, *exclude)
     console.print(f"make up {'ended' if status == 0 else 'failed'} after {time.monotonic() - started:.1f} s")
     return status
 
@@ -138,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("up", "bring the stack to what its file says"),
         ("preview", "show what would change"),
         ("refresh", "compare the state with what is there"),
+        ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
     ):
         command = commands.add_parser(name, help=words)
@@ -163,6 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return up(project, without, options.yes)
             case "preview":
                 return preview(project, without)
+            case "unlock":
+                for line in unlock(project):
+                    console.print(line)
+                return 0
             case "refresh":
                 return refresh(project, without, options.yes)
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -95,16 +96,10 @@ def left_behind(project: Project) -> Iterator[str]:
             yield (
                 f"the stack is locked since {holder.get('timestamp', '?')} by process {holder.get('pid', '?')}"
                 f" of {holder.get('username', '?')}@{holder.get('hostname', '?')}:"
-                f" if that is gone, run pulumi cancel --stack {project.stack}"
+                f" if that is gone, run make unlock STACK={project.stack}"
             )
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "comm").read_text().strip()
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1":
-            yield f"process {process.name} ({name}) of an earlier run still runs: end it with kill {process.name}"
+    for pid, name in orphans():
+        yield f"process {pid} ({name}) of an earlier run still runs: make unlock STACK={project.stack} ends it"
     exported = json.loads(project.run("stack", "export") or "{}")
     for operation in (exported.get("deployment") or {}).get("pending_operations") or []:
         urn = operation["resource"]["urn"].rpartition("::")[2]
@@ -112,6 +107,31 @@ def left_behind(project: Project) -> Iterator[str]:
             f"an earlier run was cut while it was {operation['type']} {urn}: see whether that was done, then run"
             f" make refresh STACK={project.stack}, which asks and clears it"
         )
+
+
+def orphans() -> Iterator[tuple[int, str]]:
+    """Plugins of Pulumi on this back end whose run was killed: (process id, name)."""
+    backend = f"PULUMI_BACKEND_URL={os.environ.get('PULUMI_BACKEND_URL', '')}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            variables = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1" and backend in variables:
+            yield int(process.name), name
+
+
+def unlock(project: Project) -> list[str]:
+    """Clears what a killed run left on this machine: its plugins and its lock. Returns what was done."""
+    done = []
+    for pid, name in list(orphans()):
+        os.kill(pid, signal.SIGTERM)
+        done.append(f"ended process {pid} ({name})")
+    project.run("cancel", "--yes")
+    done.append(f"removed the lock of {project.stack}")
+    return done
 
 
 def _endpoints(stack: Stack, without: Sequence[str]) -> Iterator[tuple[str, str, int, str]]:
