@@ -240,7 +240,7 @@ def mount_first(bundle: dict[str, Any]) -> None:
     if not down:
         return
     for path in bundle["files"]:
-        if path.startswith(UNIT_FOLDER) and Path(path).name in mounts:
+        if path.startswith(UNIT_FOLDER) and Path(path).suffix in (".mount", ".service"):
             write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
     run("systemctl", "daemon-reload")
     for name in down:

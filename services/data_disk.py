@@ -8,6 +8,7 @@ from services.render import render
 from services.service import File, Service, Unit
 
 DEVICE = "/dev/vdb"
+FORMAT = "data-disk.service"
 KEPT: dict[Role, tuple[str, ...]] = {
     Role.SMTP_IN: ("/var/spool/postfix",),
     Role.SMTP_OUT: ("/var/spool/postfix",),
@@ -27,15 +28,19 @@ def configure(stack: Stack, host: Host) -> Service:
     if host.machine is None:
         return Service(name="data-disk")
     paths = sorted({path for role in host.roles for path in KEPT.get(role, ())})
+    format_ = File(f"/etc/systemd/system/{FORMAT}", render("data-disk/format.j2", device=DEVICE))
     units = [("/data", DEVICE, "ext4", "noatime"), *((path, f"/data{path}", "none", "bind") for path in paths)]
     return Service(
         name="data-disk",
-        files=tuple(
-            File(
-                f"/etc/systemd/system/{mount_unit(where)}",
-                render("data-disk/mount.j2", where=where, what=what, type=kind, options=options),
-            )
-            for where, what, kind, options in units
+        files=(
+            format_,
+            *(
+                File(
+                    f"/etc/systemd/system/{mount_unit(where)}",
+                    render("data-disk/mount.j2", where=where, what=what, type=kind, options=options, format=FORMAT),
+                )
+                for where, what, kind, options in units
+            ),
         ),
         units=tuple(Unit(mount_unit(where)) for where, *_ in units),
     )

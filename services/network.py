@@ -12,15 +12,18 @@ FOLDER = "/etc/systemd/network"
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """systemd-networkd by MAC address, so that no order of devices matters."""
+    """systemd-networkd by MAC address, so that no order of devices matters.
+
+    The names sort before those of the first boot: of several files that match, the first counts (systemd.network(5)).
+    """
     files = list(render_tree("network", stack=stack, host=host))
     if host.machine is None:
         return Service(name="network", files=tuple(files))
     site = stack.site_of(host)
     public = site.public if host.addresses.public else None
-    files.append(File(f"{FOLDER}/10-local.network", _interface(stack, host, 0, site.local, default=public is None)))
+    files.append(File(f"{FOLDER}/05-local.network", _interface(stack, host, 0, site.local, default=public is None)))
     if public:
-        files.append(File(f"{FOLDER}/20-public.network", _interface(stack, host, 1, public, default=True)))
+        files.append(File(f"{FOLDER}/05-public.network", _interface(stack, host, 1, public, default=True)))
     return Service(
         name="network",
         files=tuple(files),
