@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from cryptography import x509
 
 from model.keys import Keys, PrivateKeys, PublicKeys
-from model.load import load
 from model.stack import Stack
 from ops.keys import KeyRing, certificate_serves, complete, rspamd_base32
-
-STACKS = Path(__file__).parents[2] / "stacks"
-
-
-@pytest.fixture(scope="module")
-def stack() -> Stack:
-    return load(STACKS / "Pulumi.lab.yaml")
 
 
 @pytest.fixture(scope="module")

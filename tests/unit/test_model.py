@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.base import StackError
-from model.load import load, parse, read_file
+from model.load import load, parse
 from model.network import mac_address
 from model.stack import Stack
-
-STACKS = Path(__file__).parents[2] / "stacks"
-
-
-@pytest.fixture
-def config() -> dict[str, Any]:
-    return copy.deepcopy(read_file(STACKS / "Pulumi.lab.yaml"))
 
 
 def problems_of(config: dict[str, Any]) -> list[str]:
@@ -87,24 +79,21 @@ def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
     assert "very-secret" not in "\n".join(problems_of(config))
 
 
-def test_hosts_are_named_after_their_role_and_site() -> None:
-    assert load(STACKS / "Pulumi.lab.yaml").all_hosts["smtp-in-oak"].fqdn == "smtp-in.oak.net.hill.example"
+def test_hosts_are_named_after_their_role_and_site(stack: Stack) -> None:
+    assert stack.all_hosts["smtp-in-oak"].fqdn == "smtp-in.oak.net.hill.example"
 
 
-def test_a_domain_that_equals_another_accepts_the_same_addresses() -> None:
-    stack = load(STACKS / "Pulumi.lab.yaml")
+def test_a_domain_that_equals_another_accepts_the_same_addresses(stack: Stack) -> None:
     assert stack.accepts("sales@moor.example")
     assert stack.accepts("ann+shop@moor.example")
     assert not stack.accepts("nobody@moor.example")
 
 
-def test_every_domain_takes_mail_for_postmaster_and_abuse() -> None:
-    stack = load(STACKS / "Pulumi.lab.yaml")
+def test_every_domain_takes_mail_for_postmaster_and_abuse(stack: Stack) -> None:
     assert all(stack.accepts(f"{name}@{domain}") for domain in stack.domains for name in ("postmaster", "abuse"))
 
 
-def test_mail_can_leave_from_every_gateway_and_every_mx() -> None:
-    stack = load(STACKS / "Pulumi.lab.yaml")
+def test_mail_can_leave_from_every_gateway_and_every_mx(stack: Stack) -> None:
     sources = set(map(str, stack.leaves_from()))
     assert {"198.51.100.129", "2001:db8:2:f::3", "198.51.100.34", "2001:db8:2:2::2"} <= sources
 

@@ -1,0 +1,130 @@
+"""The resources of a stack, with Pulumi mocked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pulumi
+import pytest
+from pulumi.runtime import mocks, settings
+
+from model.load import parse
+from model.stack import Stack
+
+
+class Recorder(mocks.Mocks):
+    """Remembers every resource that is asked for."""
+
+    def __init__(self) -> None:
+        self.made: list[mocks.MockResourceArgs] = []
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        self.made.append(args)
+        return f"{args.name}-id", dict(args.inputs)
+
+    def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        return {}, None
+
+    def of_type(self, part: str) -> dict[str, mocks.MockResourceArgs]:
+        return {args.name: args for args in self.made if part in args.typ}
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    monkeypatch.setenv("PULUMI_ERROR_OUTPUT_STRING", "1")
+    # Hooks call back into the program, for which mocks have no server.
+    monkeypatch.setattr(pulumi, "ResourceHook", lambda *_: None)
+    monkeypatch.setattr(pulumi, "ResourceHookBinding", lambda **_: None)
+    recorder = Recorder()
+    mocks.set_mocks(recorder, project="posthorn", stack="lab", preview=False)
+    yield recorder
+    settings.reset_options()
+
+
+def build(stack: Stack) -> None:
+    from components.platform import Platform
+
+    @pulumi.runtime.test  # type: ignore[untyped-decorator]
+    def run() -> pulumi.Output[Any]:
+        Platform(stack)
+        return pulumi.Output.from_input(None)
+
+    run()
+
+
+def existing(keyed_config: dict[str, Any]) -> Stack:
+    config = json.loads(json.dumps(keyed_config))
+    for host in config["hosts"].values():
+        del host["machine"]
+        host["existing"] = {"host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ", "generation": "1"}
+    return parse("lab", "Pulumi.lab.yaml", config)
+
+
+def test_a_host_is_pushed_with_two_commands(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    stack = existing(keyed_config)
+    build(stack)
+    commands = recorder.of_type("remote:Command")
+    assert set(commands) == {f"{host}-{part}" for host in stack.hosts for part in ("secrets", "files")}
+
+
+def test_every_connection_pins_the_host_key_and_nothing_is_ever_deleted(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    build(existing(keyed_config))
+    for args in recorder.of_type("remote:Command").values():
+        connection = args.inputs["connection"]
+        connection = connection.get("value", connection) if isinstance(connection, dict) else connection
+        assert connection["hostKey"].startswith("ssh-ed25519")
+        assert "delete" not in args.inputs
+        assert args.inputs["triggers"] == ["1"]
+        assert args.inputs["addPreviousOutputInEnv"] is False
+
+
+def test_no_secret_is_in_the_clear_half(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    stack = existing(keyed_config)
+    build(stack)
+    assert stack.keys.private
+    for name, args in recorder.of_type("remote:Command").items():
+        if name.endswith("-files"):
+            assert "PRIVATE KEY" not in json.dumps(args.inputs)
+
+
+def test_every_rrset_is_a_resource_of_its_own(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    from services.zones import rrsets
+
+    stack = existing(keyed_config)
+    build(stack)
+    assert set(recorder.of_type("RRset")) == {f"{rrset.name}-{rrset.type}" for rrset in rrsets(stack)}
+
+
+def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    config = json.loads(json.dumps(keyed_config))
+    for site in config["sites"].values():
+        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    build(stack)
+    assert set(recorder.of_type("domain:Domain")) == set(stack.hosts)
+    volumes = recorder.of_type("volume:Volume")
+    assert {f"{host}-data" for host in stack.hosts} <= set(volumes)
+    assert all(volumes[f"{host}-data"].inputs["name"] == f"{host}-data" for host in stack.hosts)
+
+
+def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    config = json.loads(json.dumps(keyed_config))
+    for site in config["sites"].values():
+        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+    build(parse("lab", "Pulumi.lab.yaml", config))
+    before = recorder.of_type("domain:Domain")["smtp-in-oak"].inputs
+    config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
+    recorder.made.clear()
+    build(parse("lab", "Pulumi.lab.yaml", config))
+    assert recorder.of_type("domain:Domain")["smtp-in-oak"].inputs == before
+
+
+def test_a_hypervisor_over_ssh_without_pinned_host_keys_is_refused(recorder: Recorder, keyed_stack: Stack) -> None:
+    with pytest.raises(ValueError, match="say knownhosts=FILE"):
+        build(keyed_stack)

@@ -1,0 +1,142 @@
+"""What stands in the files of the hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from model.load import parse
+from model.stack import Stack
+from services.bundle import bundle, secrets
+
+
+@pytest.fixture(scope="module")
+def bundles(keyed_stack: Stack) -> dict[str, dict[str, Any]]:
+    return {name: bundle(keyed_stack, host) for name, host in keyed_stack.all_hosts.items()}
+
+
+def file(bundles: Mapping[str, Any], host: str, path: str) -> str:
+    content: str = bundles[host]["files"][path]["content"]
+    return content
+
+
+def table(text: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in text.splitlines())
+
+
+def test_no_secret_stands_in_a_bundle(keyed_stack: Stack, bundles: dict[str, dict[str, Any]]) -> None:
+    for name, host in keyed_stack.all_hosts.items():
+        shown = json.dumps(bundles[name])
+        for secret in secrets(keyed_stack, host).values():
+            for line in (line for line in secret.splitlines() if len(line) > 16 and not line.startswith("-----")):
+                assert line not in shown
+
+
+def test_a_host_gets_its_own_key_and_no_other(keyed_stack: Stack) -> None:
+    assert keyed_stack.keys.private
+    keys = {name: pair.tls for name, pair in keyed_stack.keys.private.hosts.items()}
+    for name, host in keyed_stack.all_hosts.items():
+        held = "".join(secrets(keyed_stack, host).values())
+        assert [other for other, key in keys.items() if key in held] == [name]
+
+
+def test_rendering_twice_gives_the_same(keyed_stack: Stack, bundles: dict[str, dict[str, Any]]) -> None:
+    for name, host in keyed_stack.all_hosts.items():
+        assert bundle(keyed_stack, host) == bundles[name]
+
+
+def test_what_is_pushed_does_not_depend_on_the_order_of_the_file(
+    keyed_stack: Stack, keyed_config: dict[str, Any]
+) -> None:
+    def backwards(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: backwards(value[key]) for key in reversed(value)}
+        return value
+
+    other = parse("lab", "Pulumi.lab.yaml", backwards(keyed_config))
+    for name, host in keyed_stack.all_hosts.items():
+        assert bundle(other, other.all_hosts[name]) == bundle(keyed_stack, host)
+
+
+def test_front_ends_prefer_the_primary_and_know_the_others(bundles: dict[str, dict[str, Any]]) -> None:
+    text = file(bundles, "frontend-ash", "/etc/nginx/nginx.conf")
+    assert re.findall(r"server (198\.18\S+:10993) .*?(backup)?;", text) == [
+        ("198.18.1.13:10993", ""),
+        ("198.18.2.13:10993", "backup"),
+    ]
+
+
+def test_aliases_lead_where_the_stack_says(bundles: dict[str, dict[str, Any]]) -> None:
+    virtual = table(file(bundles, "smtp-in-elm", "/etc/postfix/virtual"))
+    assert virtual["info@hill.example"] == "ann+info@maildrop.net.hill.example"
+    assert virtual["team@hill.example"] == "ben@maildrop.net.hill.example, bob@far.example"
+    assert virtual["@dale.example"] == "ben@maildrop.net.hill.example"
+
+
+def test_an_equal_domain_has_each_address_written_out(bundles: dict[str, dict[str, Any]]) -> None:
+    virtual = table(file(bundles, "smtp-in-elm", "/etc/postfix/virtual"))
+    for address, target in virtual.items():
+        if address.endswith("@hill.example") and "noreply" not in address:
+            assert virtual[address.replace("hill", "moor")] == target
+
+
+def test_mail_for_nobody_is_discarded_and_not_bounced(bundles: dict[str, dict[str, Any]]) -> None:
+    virtual = table(file(bundles, "smtp-in-elm", "/etc/postfix/virtual"))
+    assert virtual["noreply@hill.example"] == "noreply@discard.invalid"
+    assert "discard.invalid discard:" in file(bundles, "smtp-in-elm", "/etc/postfix/transport")
+
+
+def test_postmaster_and_abuse_of_every_domain_are_read(keyed_stack: Stack, bundles: dict[str, dict[str, Any]]) -> None:
+    virtual = table(file(bundles, "smtp-in-ash", "/etc/postfix/virtual"))
+    for domain in keyed_stack.domains:
+        assert virtual[f"postmaster@{domain}"] == virtual[f"abuse@{domain}"] == "ann@maildrop.net.hill.example"
+
+
+def test_nobody_sends_as_another(bundles: dict[str, dict[str, Any]]) -> None:
+    senders = table(file(bundles, "smtp-out-oak", "/etc/postfix/senders"))
+    assert senders["ann@hill.example"] == "ann"
+    assert senders["sales@hill.example"] == "ann, ben"
+    assert senders["helpdesk@dale.example"] == "ben"
+    assert "bob@far.example" not in senders
+
+
+def test_ports_behind_the_front_ends_are_open_to_them_alone(bundles: dict[str, dict[str, Any]]) -> None:
+    rules = file(bundles, "smtp-out-oak", "/etc/nftables.conf")
+    assert "ip saddr { 198.18.1.14, 198.18.2.14, 198.18.3.14 } tcp dport 10587 accept" in rules
+    assert not re.search(r"^ *tcp dport", rules, re.MULTILINE)
+
+
+def test_the_world_reaches_smtp_in_by_two_ports(bundles: dict[str, dict[str, Any]]) -> None:
+    rules = file(bundles, "smtp-in-oak", "/etc/nftables.conf")
+    assert re.findall(r"^ *tcp dport (\d+) accept", rules, re.MULTILINE) == ["25", "465"]
+
+
+@pytest.mark.parametrize("role", ["smtp-in", "smtp-out"])
+def test_a_filter_that_is_down_defers_the_mail(bundles: dict[str, dict[str, Any]], role: str) -> None:
+    assert "milter_default_action = tempfail" in file(bundles, f"{role}-oak", "/etc/postfix/main.cf")
+
+
+def test_only_replies_that_mean_listed_count(bundles: dict[str, dict[str, Any]]) -> None:
+    main = file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
+    assert "    reject_rbl_client dnsbl.example=127.0.0.[2..11],\n" in main
+    assert "    warn_if_reject reject_rbl_client dnsbl.example=127.255.255.[1..255],\n" in main
+
+
+def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
+    rules = [
+        line.rpartition("  ")
+        for line in file(bundles, "smtp-out-oak", "/etc/postfix/privacy").splitlines()
+        if line.startswith("/^Received: from")
+    ]
+    header = (
+        "Received: from kitchen (unknown [203.0.113.80])\n\t(using TLSv1.3 with cipher X (256/256 bits))\n"
+        "\tby smtp-out.hill.example (Postfix) with ESMTPSA id 4F2A\n\tfor <bob@far.example>; Mon, 23 Nov 2026"
+    )
+    pattern, _, action = rules[0]
+    found = re.match(pattern.strip().strip("/"), header, re.IGNORECASE | re.DOTALL)
+    assert found and action == "REPLACE Received: $1"
+    assert found.group(1).startswith("by smtp-out.hill.example") and "203.0.113.80" not in found.group(1)
