@@ -555,6 +555,22 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
 # Applying
 
 
+class Clock:
+    """What the parts of a run took."""
+
+    def __init__(self) -> None:
+        self.last = self.started = time.monotonic()
+        self.laps: list[str] = []
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps.append(f"{name} {now - self.last:.1f}")
+        self.last = now
+
+    def __str__(self) -> str:
+        return f"{self.last - self.started:.1f} s ({', '.join(self.laps)})"
+
+
 class Change:
     """What there is to do on this host, found before anything is done."""
 
@@ -632,30 +648,34 @@ def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> None:
 
 def apply(bundle: dict[str, Any]) -> None:
     """Brings this host to what the bundle says, or leaves it as it was. Raises `Failed` with what is wrong."""
-    started = time.monotonic()
+    clock = Clock()
     state = State()
     installed = install_packages(bundle["packages"])
     make_users(bundle["users"])
     mount_first(bundle)
     make_directories(bundle["directories"])
     change = Change(bundle, state)
+    clock.lap("looking")
     if change.nothing:
-        say(f"{bundle['host']}: nothing to do, {time.monotonic() - started:.1f} s")
+        say(f"{bundle['host']}: nothing to do, {clock}")
         return
     compiled = check_staged(bundle, change.changed, change.removed, change.services)
+    clock.lap("checking")
     kept = previous_contents([*change.changed, *change.removed, *compiled])
     try:
         _swap(change, compiled)
         _units(change)
+        clock.lap("units")
         probes = [probe for probe in bundle["health"] if probe["service"] in change.services]
         wait_until_healthy(probes, bundle.get("health_seconds", 60))
         _steady(change)
+        clock.lap("health")
     except Failed as failure:
         put_back(kept)
         _return_units(change, kept)
         raise Failed(f"{failure}\nThe files were put back, and the services run with them as before.") from None
     _remember(change, compiled)
-    _summary(change, compiled, installed, time.monotonic() - started)
+    _summary(change, compiled, installed, clock)
 
 
 def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
@@ -740,7 +760,7 @@ def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
     forget_old_versions({secret["name"] for secret in secrets}, used)
 
 
-def _summary(change: Change, compiled: dict[str, Any], installed: int, seconds: float) -> None:
+def _summary(change: Change, compiled: dict[str, Any], installed: int, clock: Clock) -> None:
     parts = []
     if installed:
         parts.append(f"{installed} packages installed")
@@ -754,7 +774,7 @@ def _summary(change: Change, compiled: dict[str, Any], installed: int, seconds: 
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             parts.append(f"{verb} {shown}")
-    say(f"{change.bundle['host']}: {'; '.join(parts)}; {seconds:.1f} s")
+    say(f"{change.bundle['host']}: {'; '.join(parts)}; {clock}")
 
 
 def report(bundle: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("up", help="start the lab, bring the stack up in it, and prove that mail flows")
     start.add_argument("--machines", choices=("vms", "containers"), default="containers")
+    start.add_argument("--virtual", default="", help="with vms: only these hosts, joined by commas; else all")
     start.add_argument("--only-infrastructure", action="store_true", help="no make up, no proof")
     commands.add_parser("down", help="remove the lab, and leave nothing behind")
     commands.add_parser("status", help="sites, hosts, addresses and states")
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match options.command:
             case "up":
-                up.up(console, options.machines, only_infrastructure=options.only_infrastructure)
+                virtual = [name for name in options.virtual.split(",") if name]
+                up.up(console, options.machines, virtual=virtual, only_infrastructure=options.only_infrastructure)
             case "down":
                 up.down(console)
             case "status":

@@ -38,7 +38,7 @@ def _kept(before: dict[str, Any], account: str, password: str) -> str:
     return _hash(password)
 
 
-def live_configuration(state: State, machines: str, before: dict[str, Any]) -> dict[str, Any]:
+def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a live stack. ``before`` is the present one, whose keys are kept."""
     config: dict[str, Any] = copy.deepcopy(yaml.safe_load(SOURCE.read_text())["config"])
 
@@ -50,31 +50,31 @@ def live_configuration(state: State, machines: str, before: dict[str, Any]) -> d
     part("dns")["servers"]["lab"]["key"] = state.tsig_name
     for name, account in part("accounts").items():
         account["password"] = _kept(before, name, state.passwords[name])
-    if machines == "containers":
-        for name, host in part("hosts").items():
+    for name, host in part("hosts").items():
+        if name not in state.virtual:
             del host["machine"]
             host["existing"] = {"host_key": state.host_keys[name], "generation": state.generations[name]}
-        for site in part("sites").values():
-            del site["hypervisor"]
-    else:
-        for name, site in part("sites").items():
+    for name, site in part("sites").items():
+        if state.virtual:
             site["hypervisor"] |= state.hypervisors[name]
+        else:
+            del site["hypervisor"]
     if keys := before.get(f"{PROJECT}:keys"):
         config[f"{PROJECT}:keys"] = keys
     return config
 
 
-def write(state: State, machines: str) -> Path:
+def write(state: State) -> Path:
     """Writes the lab's own Pulumi project with the live stack file, and returns its folder."""
     folder = state.folder / "project"
     folder.mkdir(parents=True, exist_ok=True)
     project = yaml.safe_load((ROOT / "Pulumi.yaml").read_text())
     project["main"], project["stackConfigDir"] = str(ROOT), "."
     write_atomically(folder / "Pulumi.yaml", yaml.dump(project, sort_keys=False))
-    file = folder / f"Pulumi.lab-{machines}.yaml"
+    file = folder / f"Pulumi.lab-{state.machines}.yaml"
     document: dict[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
     before = document.get("config", {})
-    config = live_configuration(state, machines, before)
+    config = live_configuration(state, before)
     if config != before:
         write_atomically(file, yaml.dump(document | {"config": config}, Dumper=_NoAliases, sort_keys=False), 0o600)
     return folder

@@ -12,6 +12,7 @@ address of its site's gateway. Nothing here has a route to the machine's own net
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,10 +145,13 @@ def _firewall(stack: Stack) -> dict[str, str]:
     return rules
 
 
-def build(stack: Stack, *, containers: bool) -> None:
-    """Makes all namespaces and wires. Raises `LabError` with the words of ip where it cannot."""
+def build(stack: Stack, containers: Collection[str]) -> None:
+    """Makes all namespaces and wires, those of the hosts that are ``containers`` too.
+
+    Raises `LabError` with the words of ip where it cannot.
+    """
     plan = Plan()
-    hosts = [host for host in stack.all_hosts.values() if containers]
+    hosts = [host for host in stack.all_hosts.values() if host.name in containers]
     routers = ("internet", *stack.sites)
     names = ("internet", "backbone", *stack.sites, "operator", "client", "foreign", *(host.name for host in hosts))
     _outside(plan)

@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class State:
 
     folder: Path = FOLDER
     machines: str = "containers"
+    virtual: tuple[str, ...] = ()
+    """Hosts that are virtual machines; the others are containers."""
     passwords: dict[str, str] = field(default_factory=dict)
     tsig_name: str = "posthorn-lab"
     tsig_secret: str = ""
@@ -145,12 +148,15 @@ def load() -> State:
     if not (FOLDER / "state.json").exists():
         raise LabError("there is no lab: start one with make lab")
     values = json.loads((FOLDER / "state.json").read_text())
-    values["trust_anchor"] = tuple(values["trust_anchor"])
+    values["trust_anchor"], values["virtual"] = tuple(values["trust_anchor"]), tuple(values["virtual"])
     return State(**values)
 
 
-def load_or_make(machines: str) -> State:
-    """The lab's state, made with fresh keys and passwords when there is none."""
+def load_or_make(machines: str, virtual: Collection[str] = ()) -> State:
+    """The lab's state, made with fresh keys and passwords when there is none.
+
+    With VMs, ``virtual`` names the hosts that are to be some; without it all are.
+    """
     if (FOLDER / "state.json").exists():
         state = load()
         if state.machines != machines:
@@ -158,14 +164,16 @@ def load_or_make(machines: str) -> State:
         return state
     FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
     (FOLDER / "backend").mkdir(exist_ok=True)
-    state = State(machines=machines)
+    lab_stack = stack()
+    if unknown := set(virtual) - set(lab_stack.hosts):
+        raise LabError(f"there is no host {', '.join(sorted(unknown))} (hosts: {', '.join(lab_stack.hosts)})")
+    state = State(machines=machines, virtual=tuple(virtual or lab_stack.hosts) if machines == "vms" else ())
     public, private = ssh_key("operator")
     state.operator_public_key = public
     write_atomically(state.operator_key, private, 0o600)
     write_atomically(state.passphrase_file, secrets.token_urlsafe(24), 0o600)
     write_atomically(FOLDER / "resolv.conf", f"nameserver {RESOLVER}\noptions timeout:2\n")
     state.tsig_secret = base64.b64encode(secrets.token_bytes(32)).decode()
-    lab_stack = stack()
     state.passwords = {name: secrets.token_urlsafe(12) for name in lab_stack.accounts}
     state.generations = dict.fromkeys(lab_stack.hosts, "1")
     state.save()

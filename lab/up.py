@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -95,10 +95,10 @@ def _agent_pid(state: State) -> int | None:
     return None
 
 
-def infrastructure(phases: Phases, machines: str) -> State:
+def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = ()) -> State:
     """Images, wires, name servers, the foreign host, and machines that answer on SSH. Does only what is missing."""
     lab_stack = stack()
-    state = load_or_make(machines)
+    state = load_or_make(machines, virtual)
     logs = state.folder.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     lower = image.folder(12) / "root"
@@ -108,9 +108,9 @@ def infrastructure(phases: Phases, machines: str) -> State:
     if not network.exists():
         with phases.phase("network"):
             _sweep()
-            network.build(lab_stack, containers=machines == "containers")
+            network.build(lab_stack, [host for host in lab_stack.hosts if host not in state.virtual])
     _start_agent(state)
-    hosts = list(lab_stack.all_hosts.values()) if machines == "containers" else []
+    hosts = [host for host in lab_stack.all_hosts.values() if host.name not in state.virtual]
     names = [*INFRASTRUCTURE, *(host.name for host in hosts)]
     if any(containers.leader(state, name) is None for name in names):
         with phases.phase(f"{len(names)} containers"):
@@ -125,7 +125,7 @@ def infrastructure(phases: Phases, machines: str) -> State:
             internet.configure(state)
             internet.wait_until_ready(state)
             foreign.configure(state)
-    if machines == "vms":
+    if state.virtual:
         from lab import vms
 
         vms.start(phases, state)
@@ -140,15 +140,15 @@ def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = F
         raise LabError((done.stdout + done.stderr).strip() if quiet else f"ops {arguments[0]} failed")
 
 
-def up(console: Console, machines: str, *, only_infrastructure: bool = False) -> None:
+def up(console: Console, machines: str, *, virtual: Collection[str] = (), only_infrastructure: bool = False) -> None:
     """Starts the lab, brings the stack up in it, and proves that mail flows. Does only what is missing."""
     phases = Phases(console)
     with _lock():
-        state = infrastructure(phases, machines)
+        state = infrastructure(phases, machines, virtual)
         if only_infrastructure:
             return
         name = f"lab-{machines}"
-        project = live.write(state, machines)
+        project = live.write(state)
         with phases.phase("keys"):
             _ops(state, "keys", name, quiet=True)
             if not (state.folder / "tsig-stored").exists():
@@ -178,7 +178,7 @@ def down(console: Console) -> None:
         started = time.monotonic()
         with contextlib.suppress(LabError):
             state = load()
-            if state.machines == "vms":
+            if state.virtual:
                 from lab import vms
 
                 vms.stop(state)
@@ -204,16 +204,24 @@ def status(console: Console) -> None:
     table = Table(title=f"The lab: {state.machines}", title_justify="left", show_edge=False)
     for column in ("site", "host", "roles", "site-local", "public", "state"):
         table.add_column(column, overflow="fold")
+    machines: dict[str, str] = {}
+    if state.virtual:
+        from lab import vms
+
+        machines = vms.states(state)
     for site in lab_stack.sites:
         for host in lab_stack.hosts_at(site):
-            alive = containers.leader(state, host.name) is not None if state.machines == "containers" else None
+            if host.name in state.virtual:
+                now = f"virtual machine, {machines.get(host.name, 'not made')}"
+            else:
+                now = "container, running" if containers.leader(state, host.name) is not None else "container, off"
             table.add_row(
                 site,
                 host.name,
                 ", ".join(role.value for role in host.roles),
                 str(host.local4),
                 str(host.public4 or ""),
-                {True: "[green]up", False: "[red]down", None: "VM"}[alive],
+                f"[green]{now}" if now.endswith("running") else f"[red]{now}",
             )
     console.print(table)
     console.print(PICTURE, markup=False)

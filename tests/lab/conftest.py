@@ -1,0 +1,101 @@
+"""The lab of the tests: the one that runs, else one that is made for them and removed again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lab import live, up
+from lab.state import LabError, State, load
+from model.load import load as load_stack
+from model.stack import Stack
+
+
+@dataclass
+class Lab:
+    """The running lab, with the operator's commands."""
+
+    state: State
+
+    @property
+    def stack_name(self) -> str:
+        return f"lab-{self.state.machines}"
+
+    @property
+    def stack_file(self) -> Path:
+        return self.state.project / f"Pulumi.{self.stack_name}.yaml"
+
+    def stack(self) -> Stack:
+        """The live stack, as its file is now."""
+        return load_stack(self.stack_file, self.stack_name)
+
+    def run(self, where: str, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs a command on a host or in a part of the lab."""
+        return self.state.run_in(where, list(command), input=text, capture_output=True, text=True)
+
+    def ops(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """One of the operator's commands (``make up`` and its like), with all that it printed in ``stdout``."""
+        command = [self.state.python, "-m", "ops", *arguments]
+        return self.state.run_in(
+            "operator", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={"COLUMNS": "200"}
+        )
+
+    def up(self, *arguments: str) -> str:
+        """``make up``, which has to succeed. Returns what it printed."""
+        done = self.ops("up", self.stack_name, "--yes", *arguments)
+        assert done.returncode == 0, done.stdout
+        return str(done.stdout)
+
+    def change(self, edit: Any) -> None:
+        """Changes the live stack file: ``edit`` gets its configuration to alter."""
+        import yaml
+
+        document = yaml.safe_load(self.stack_file.read_text())
+        edit({key.removeprefix("posthorn:"): value for key, value in document["config"].items()})
+        self.stack_file.write_text(yaml.dump(document, Dumper=live._NoAliases, sort_keys=False))
+
+    def client(self, action: str, **request: Any) -> dict[str, Any]:
+        """One action of the mail client: fetch or submit. A refusal is in the answer's ``error``."""
+        request = {"action": action, "authority": str(self.state.authority_file), "seconds": 60, **request}
+        if "user" in request:
+            request.setdefault("password", self.state.passwords.get(request["user"], ""))
+        done = self.run("client", self.state.python, "-m", "lab.client", text=json.dumps(request))
+        answer: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr.strip()}
+        return answer
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A lab in containers, brought up and proved."""
+    console = Console(highlight=False, width=160)
+    try:
+        state = load()
+        mine = False
+    except LabError:
+        mine = True
+    else:
+        if state.machines != "containers":
+            pytest.fail(f"the lab runs with {state.machines}: make lab-down first", pytrace=False)
+    up.up(console, "containers")
+    try:
+        yield Lab(load())
+    finally:
+        if mine:
+            up.down(console)
+
+
+@pytest.fixture
+def unchanged(lab: Lab) -> Iterator[Lab]:
+    """The lab, with its stack file and hosts put back afterwards."""
+    before = lab.stack_file.read_text()
+    yield lab
+    if lab.stack_file.read_text() != before:
+        lab.stack_file.write_text(before)
+        lab.up()

@@ -1,0 +1,83 @@
+"""The libvirt way: two hosts of the stack as virtual machines at two sites, made, proved, and removed.
+
+The others are containers, so that the whole service is there: a mail that is proved passes through both machines.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lab import up, vms
+from lab.state import FOLDER, LabError, State, load
+
+VIRTUAL = ("maildrop-oak", "smtp-in-elm")
+
+
+@pytest.fixture(scope="module")
+def state() -> Iterator[State]:
+    console = Console(highlight=False, width=160)
+    try:
+        load()
+    except LabError:
+        pass
+    else:
+        pytest.fail("a lab is running: make lab-down first", pytrace=False)
+    try:
+        up.up(console, "vms", virtual=VIRTUAL)
+        yield load()
+    finally:
+        up.down(console)
+
+
+def ops(state: State, *arguments: str) -> str:
+    done = state.run_in(
+        "operator",
+        [state.python, "-m", "ops", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={"COLUMNS": "250"},
+    )
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout)
+
+
+def test_the_proof_went_through_two_virtual_machines_at_two_sites(state: State) -> None:
+    assert vms.states(state) == dict.fromkeys(VIRTUAL, "running")
+
+
+def test_a_second_up_changes_nothing(state: State) -> None:
+    printed = ops(state, "up", "lab-vms", "--yes")
+    assert not [line for line in printed.splitlines() if line.strip().startswith(("+ ", "~ ", "- "))]
+
+
+def test_a_refresh_finds_nothing_changed(state: State) -> None:
+    printed = ops(state, "refresh", "lab-vms", "--yes")
+    assert " unchanged" in printed and "updated" not in printed
+
+
+def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(state: State) -> None:
+    printed = ops(state, "down", "lab-vms", "--yes")
+    assert vms.states(state) == {}
+    for host in VIRTUAL:
+        site = host.rpartition("-")[2]
+        assert (FOLDER / "hypervisors" / site / "pool" / f"{host}-data").exists()
+        assert f"{host}-data" in printed and "pulumi state unprotect" in printed
+
+
+def test_after_lab_down_nothing_is_left(state: State) -> None:
+    up.down(Console(width=160))
+    assert not FOLDER.exists()
+    assert not list(Path("/run/netns").glob("posthorn-*"))
+    assert "posthorn" not in Path("/proc/mounts").read_text()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        assert b"qemu-system" not in command or b"posthorn" not in command
