@@ -239,8 +239,9 @@ def mount_first(bundle: dict[str, Any]) -> None:
     down = [name for name in mounts if unit_states([name])[name].get("ActiveState") != "active"]
     if not down:
         return
+    # All units at once: systemd is asked to read them a single time.
     for path in bundle["files"]:
-        if path.startswith(UNIT_FOLDER) and Path(path).suffix in (".mount", ".service"):
+        if path.startswith(UNIT_FOLDER):
             write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
     run("systemctl", "daemon-reload")
     for name in down:
@@ -539,6 +540,7 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     for probe in probes:
         where = f"{probe.get('address', '')} port {probe['port']}" if "port" in probe else probe["kind"]
+        pause = 0.05
         while True:
             try:
                 wrong = PROBES[probe["kind"]](probe)
@@ -548,7 +550,9 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
                 break
             if time.monotonic() > deadline:
                 raise Failed(f"{probe['service']}: {where}: {wrong}")
-            time.sleep(0.1)
+            # Soon at first, then more patiently: asking takes time from the daemon that is starting.
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

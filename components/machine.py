@@ -24,6 +24,7 @@ import shlex
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import pulumi
@@ -34,6 +35,7 @@ from model.network import Image, Release
 from model.stack import Host, Stack
 from services.cloud_init import first_boot
 
+R = TypeVar("R", bound=pulumi.Resource)
 GIB = 2**30
 SHUTDOWN_SECONDS = 90
 
@@ -95,6 +97,7 @@ class Hypervisor(pulumi.ComponentResource):
         self.provider = libvirt.Provider(
             f"{name}-hypervisor", libvirt.ProviderArgs(uri=settings.uri), pulumi.ResourceOptions(parent=self)
         )
+        self._before: list[pulumi.Resource] = []
         self.bases = {release: self._base(f"{name}-debian-{release}", settings.images[release]) for release in releases}
         self.shut_down = pulumi.ResourceHook(f"shut-down-{name}", self._shut_down)
         self.register_outputs({})
@@ -106,8 +109,22 @@ class Hypervisor(pulumi.ComponentResource):
 
     def _upload(self, name: str, source: str, format_: str) -> pulumi.Output[str]:
         # An image that changes is no reason to install every machine anew: that is for the operator to say.
-        opts = pulumi.ResourceOptions(parent=self, provider=self.provider, ignore_changes=["source", "format"])
-        return libvirt.Volume(name, libvirt.VolumeArgs(pool=self.settings.pool, source=source, format=format_), opts).id
+        opts = self.options(self, ignore_changes=["source", "format"])
+        args = libvirt.VolumeArgs(pool=self.settings.pool, source=source, format=format_)
+        return self.in_turn(libvirt.Volume(name, args, opts)).id
+
+    def in_turn(self, resource: R) -> R:
+        """Notes a resource as the one that the next of this hypervisor has to wait for."""
+        self._before = [resource]
+        return resource
+
+    def options(self, parent: pulumi.Resource, **more: Any) -> pulumi.ResourceOptions:
+        """Options of a resource on this hypervisor.
+
+        One comes after the other: the provider has been seen to stop for ever while it uploaded first-boot data to a
+        libvirt over SSH and made machines there at the same time. Sites still work side by side.
+        """
+        return pulumi.ResourceOptions(parent=parent, provider=self.provider, depends_on=self._before, **more)
 
     def _shut_down(self, args: pulumi.ResourceHookArgs) -> None:
         """Shuts a machine down before it is deleted. The provider itself would only pull its plug."""
@@ -168,25 +185,19 @@ class Machine(pulumi.ComponentResource):
             raise ValueError(f"{name} is a machine that exists already")
         self._name, self._hypervisor, self._pool = name, hypervisor, hypervisor.settings.pool
         base = hypervisor.bases[stack.release_of(host)]
-        system = libvirt.Volume(
-            f"{name}-system",
-            libvirt.VolumeArgs(
-                pool=self._pool, base_volume_id=base.volume_id, size=host.machine.system_disk * GIB, format="qcow2"
-            ),
-            self._child(),
+        volume = libvirt.VolumeArgs(
+            pool=self._pool, base_volume_id=base.volume_id, size=host.machine.system_disk * GIB, format="qcow2"
         )
-        data = libvirt.Volume(
-            f"{name}-data",
-            libvirt.VolumeArgs(name=f"{name}-data", pool=self._pool, size=host.machine.data_disk * GIB, format="qcow2"),
-            self._child(protect=True, ignore_changes=["size", "format"]),
+        system = hypervisor.in_turn(libvirt.Volume(f"{name}-system", volume, hypervisor.options(self)))
+        volume = libvirt.VolumeArgs(
+            name=f"{name}-data", pool=self._pool, size=host.machine.data_disk * GIB, format="qcow2"
         )
+        kept = hypervisor.options(self, protect=True, ignore_changes=["size", "format"])
+        data = hypervisor.in_turn(libvirt.Volume(f"{name}-data", volume, kept))
         seed = self._seed(stack, host, system)
         domain = self._domain(host, base, [system.id, data.id, seed])
         self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: str(ids[0]))
         self.register_outputs({"generation": self.generation})
-
-    def _child(self, **options: object) -> pulumi.ResourceOptions:
-        return pulumi.ResourceOptions(parent=self, provider=self._hypervisor.provider, **options)  # type: ignore[arg-type]
 
     def _seed(self, stack: Stack, host: Host, system: libvirt.Volume) -> pulumi.Output[str]:
         """The disk with the first-boot data: the id of its volume."""
@@ -199,12 +210,14 @@ class Machine(pulumi.ComponentResource):
                 meta_data=data.meta_data,
                 network_config=data.network_config,
             ),
-            self._child(
+            self._hypervisor.options(
+                self,
                 ignore_changes=["user_data", "meta_data", "network_config"],
                 replacement_trigger=system.id,
                 additional_secret_outputs=["user_data"],
             ),
         )
+        self._hypervisor.in_turn(disk)
         # The provider's id is the volume's key and a generation of its own.
         return disk.id.apply(lambda key: key.split(";")[0])
 
@@ -212,7 +225,7 @@ class Machine(pulumi.ComponentResource):
         assert host.machine is not None
         settings = self._hypervisor.settings
         bridges = (settings.local_bridge, settings.public_bridge, settings.local_bridge, settings.local_bridge)
-        return libvirt.Domain(
+        domain = libvirt.Domain(
             self._name,
             libvirt.DomainArgs(
                 name=self._name,
@@ -233,13 +246,15 @@ class Machine(pulumi.ComponentResource):
                 autostart=True,
                 xml=libvirt.DomainXmlArgs(xslt=XSLT.format(emulation=EMULATION if settings.emulate else "")),
             ),
-            self._child(
+            self._hypervisor.options(
+                self,
                 # Its name is taken until it is gone.
                 delete_before_replace=True,
                 replace_on_changes=["kernel", "initrd", "network_interfaces"],
                 hooks=pulumi.ResourceHookBinding(before_delete=[self._hypervisor.shut_down]),
             ),
         )
+        return self._hypervisor.in_turn(domain)
 
 
 def canonical_command_line(text: str) -> list[dict[str, str]]:
