@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from lab import containers
+from lab import containers, network
 from lab.image import folder
 from lab.state import LabError, State, namespace, stack
 
@@ -43,8 +43,8 @@ def fail(state: State, kind: str, name: str, *, black_hole: bool = False) -> Non
             }}"""
             _run(where, ["nft", "-f", "-"], rules)
         else:
-            # Carrier off at the far end: addresses and routes of the near end stay where they are.
-            _run(where, ["ip", "link", "set", device, "carrier", "off"])
+            # Down at the far end: the near end sees its cable go dead, and keeps its addresses and routes.
+            _run(where, ["ip", "link", "set", device, "down"])
 
 
 def heal(state: State, kind: str, name: str) -> None:
@@ -53,7 +53,11 @@ def heal(state: State, kind: str, name: str) -> None:
         containers.start(state, name, folder(12) / "root")
         return
     for where, device in _ends(state, kind, name):
-        _run(where, ["ip", "link", "set", device, "carrier", "on"])
+        _run(where, ["ip", "link", "set", device, "up"])
+        if where == "internet":
+            # Routes are lost with the link, those of the kernel's own making apart.
+            routes = "".join(f"route replace {route}\n" for route in network.routes_to(stack(), device[3:]))
+            _run(where, ["ip", "-batch", "-"], routes)
         for chain in (device, f"{device}-out"):
             subprocess.run(
                 ["ip", "netns", "exec", namespace(where), "nft", "delete", "chain", "netdev", BLACK_HOLE, chain],

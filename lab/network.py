@@ -71,9 +71,7 @@ def _sites(plan: Plan, stack: Stack) -> None:
         # The gateway's address is the router's own, so that answers to it end here and are translated back.
         exit_ = stack.gateways[index - 1]
         plan.address(name, "lo", *(f"{a}/{a.max_prefixlen}" for a in exit_.addresses))
-        for behind in (*public.prefixes, *exit_.addresses):
-            family = "2001:db8:ff:{}::2" if behind.version == 6 else "198.19.{}.2"
-            plan.ip("internet", f"route add {behind} via {family.format(100 + index)}")
+        plan.ip("internet", *(f"route add {route}" for route in routes_to(stack, name)))
         for other_index, (other, other_site) in enumerate(stack.sites.items(), 1):
             if other != name:
                 for prefix in other_site.local.prefixes:
@@ -82,6 +80,14 @@ def _sites(plan: Plan, stack: Stack) -> None:
         for prefix in local.prefixes:
             via = f"{BACKBONE6}{index}" if prefix.version == 6 else f"{BACKBONE4}.{index}"
             plan.ip("operator", f"route add {prefix} via {via}")
+
+
+def routes_to(stack: Stack, site: str) -> list[str]:
+    """The internet's routes to a site: to its public prefixes, and to the address that its hosts are seen by."""
+    index, public = list(stack.sites).index(site), stack.sites[site].public
+    behind = (*(public.prefixes if public else ()), *stack.gateways[index].addresses)
+    via = {4: f"198.19.{101 + index}.2", 6: f"2001:db8:ff:{101 + index}::2"}
+    return [f"{destination} via {via[destination.version]}" for destination in behind]
 
 
 def _outside(plan: Plan) -> None:
@@ -167,6 +173,7 @@ def build(stack: Stack, containers: Collection[str]) -> None:
     for name in names:
         made[1].setdefault(name, []).append("link set lo up")
         settings = ["net.ipv6.conf.all.accept_ra=0", "net.ipv6.conf.default.accept_dad=0"]
+        settings += ["net.ipv6.conf.all.keep_addr_on_down=1"]
         if name in routers:
             settings += ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]
         _run(["ip", "netns", "exec", namespace(name), "sysctl", "-qw", *settings])
