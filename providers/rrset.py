@@ -18,6 +18,7 @@ import dns.query
 import dns.rcode
 import dns.rdata
 import dns.rdataclass
+import dns.rdataset
 import dns.rdatatype
 import dns.rdtypes
 import dns.rrset
@@ -127,7 +128,7 @@ class RRsetProvider(ResourceProvider):
                 f" {_shown(found)}: it is left alone. Run refresh to take that as known, then try again"
             )
         update = self._message(props)
-        update.present(found.name, found)
+        _require(update, found)
         update.delete(found.name, found)
         self._send(props, update)
 
@@ -157,7 +158,7 @@ class RRsetProvider(ResourceProvider):
         if before is None:
             update.absent(wanted.name, wanted.rdtype)
         else:
-            update.present(wanted.name, before)
+            _require(update, before)
         update.replace(wanted.name, wanted)
         self._send(props, update)
 
@@ -213,6 +214,11 @@ class RRsetProvider(ResourceProvider):
             f"{props['server']} port {int(props['port'])} does not answer for {props['name']}:"
             f" {error or type(error).__name__}"
         )
+
+
+def _require(update: dns.update.UpdateMessage, before: dns.rrset.RRset) -> None:
+    """Makes an update conditional on an RRset being exactly so. Its TTL has to be zero (RFC 2136 section 2.4.2)."""
+    update.present(before.name, dns.rdataset.from_rdata_list(0, list(before)))
 
 
 def _identity(props: Properties) -> str:

@@ -229,25 +229,29 @@ def test_a_host_that_answers_with_another_key_gets_nothing(unchanged: Lab) -> No
     assert unchanged.run("smtp-in-ash", "cat", "/etc/postfix/virtual").stdout == before
 
 
-def test_records_that_somebody_else_changed_are_not_overwritten(unchanged: Lab) -> None:
+def test_a_record_that_somebody_else_changed_is_not_overwritten(unchanged: Lab) -> None:
     from lab import internet
 
-    def knot(*commands: str) -> None:
-        for command in ("zone-begin hill.example", *commands, "zone-commit hill.example"):
-            done = unchanged.run(internet.NAME, "knotc", *command.split(" ", 6))
-            assert done.returncode == 0, done.stderr
+    def knot(value: str) -> None:
+        unset, put = "zone-unset moor.example _dmarc TXT", f"zone-set moor.example _dmarc 3600 TXT {value}"
+        commands = "; ".join(f"knotc {c} >/dev/null" for c in ("zone-begin moor.example", unset, put))
+        done = unchanged.run(internet.NAME, "sh", "-ec", f"{commands}; knotc zone-commit moor.example >/dev/null")
+        assert done.returncode == 0, done.stderr
 
-    def slower(config: dict[str, Any]) -> None:
-        config["dns"]["ttl"] = {"service": 61}
+    def stricter(config: dict[str, Any]) -> None:
+        config["dns"]["dmarc"] = "v=DMARC1; p=quarantine"
 
-    knot("zone-unset hill.example imap CNAME", "zone-set hill.example imap 60 CNAME elsewhere.far.example.")
+    before = unchanged.stack().dns.dmarc
+    knot("'\"v=DMARC1; p=none\"'")
     try:
-        unchanged.change(slower)
+        unchanged.change(stricter)
         done = unchanged.ops("up", unchanged.stack_name, "--yes")
         assert done.returncode != 0
-        assert "imap.hill.example. CNAME on 203.0.113.53 was changed by somebody else" in " ".join(done.stdout.split())
+        said = " ".join(done.stdout.split())
+        assert "_dmarc.moor.example. TXT on 203.0.113.53 was changed by somebody else" in said, done.stdout
+        assert "p=none" in said
     finally:
-        knot("zone-unset hill.example imap CNAME", "zone-set hill.example imap 60 CNAME nginx0.hill.example.")
+        knot(f"'\"{before}\"'")
 
 
 def test_every_daemon_runs_and_none_was_restarted_by_its_death(lab: Lab) -> None:
