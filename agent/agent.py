@@ -233,7 +233,7 @@ def make_users(users: dict[str, Any]) -> None:
 def mount_first(bundle: dict[str, Any]) -> None:
     """Brings mounts up before anything is written: folders and files are to lie on them, not under them.
 
-    A folder that is bound to another place takes its owner and mode from that place when it is new.
+    A folder that is to lie on the disk for the first time takes there what a package put into it.
     """
     mounts = [name for name in bundle["units"] if name.endswith(".mount")]
     down = [name for name in mounts if unit_states([name])[name].get("ActiveState") != "active"]
@@ -250,11 +250,19 @@ def mount_first(bundle: dict[str, Any]) -> None:
         what, where = Path(settings["What"]), Path(settings["Where"])
         where.mkdir(parents=True, exist_ok=True)
         if settings.get("Options") == "bind" and not what.exists():
-            what.mkdir(parents=True)
-            status = where.stat()
-            os.chown(what, status.st_uid, status.st_gid)
-            os.chmod(what, status.st_mode & 0o7777)
+            _move_in(where, what)
         systemctl("start", [name], of=lambda unit: unit)
+
+
+def _move_in(where: Path, what: Path) -> None:
+    """Copies a folder with owners and modes; under another name until it is whole."""
+    half = what.with_name(f".{what.name}.half")
+    what.parent.mkdir(parents=True, exist_ok=True)
+    run("rm", "-rf", str(half))
+    done = run("cp", "--archive", str(where), str(half))
+    if done.returncode:
+        raise Failed(f"{where} could not be copied to {what}: {words(done)}")
+    half.rename(what)
 
 
 def make_directories(directories: dict[str, Any]) -> None:

@@ -111,7 +111,8 @@ def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
 
 def down(project: Project, yes: bool) -> int:
     """Removes all but what is protected, and says how to remove that."""
-    status = project.show("destroy", "--exclude-protected", *(["--yes"] if yes else []))
+    # The program has to run: machines are shut down by it before they are deleted.
+    status = project.show("destroy", "--run-program", "--exclude-protected", *(["--yes"] if yes else []))
     exported = json.loads(project.run("stack", "export"))
     kept = [r for r in exported["deployment"].get("resources", []) if r.get("protect")]
     if kept:
