@@ -112,6 +112,8 @@ FILES: Mapping[str, str] = {
 ExecStart=
 ExecStart=udevadm trigger --type=devices --action=add --subsystem-match=block --subsystem-match=net \
     --subsystem-match=virtio
+# The power button, by which a machine is shut down.
+ExecStartPost=-/sbin/modprobe button
 """,
     "/etc/systemd/journald.conf.d/lab.conf": "[Journal]\nStorage=volatile\nRuntimeMaxUse=16M\n",
     # Drivers of devices that QEMU has by default, and the machine no use for.

@@ -12,6 +12,9 @@ from model.stack import Stack
 
 Check = Callable[[Stack], Iterator[Problem]]
 
+NOT_YET = (Role.WEBMAIL, Role.RELAY_CLIENT)
+"""Refused, where it would be a host on which nothing runs."""
+
 
 def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
     for name, host in stack.hosts.items():
@@ -103,6 +106,10 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
         for host in stack.hosts_with(role):
             if not host.addresses.public:
                 yield Problem(f"hosts.{host.name}.addresses.public", f"{role.value} serves the internet: it needs one")
+    for name, settings in stack.hosts.items():
+        for role in NOT_YET:
+            if role in settings.roles:
+                yield Problem(f"hosts.{name}.roles", f"{role.value} is a role that this version has no service for yet")
     postfix = (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP)
     for name, settings in stack.hosts.items():
         mta = [role.value for role in postfix if role in settings.roles]
