@@ -6,14 +6,17 @@ passwords stand in no argument.
 
 from __future__ import annotations
 
+import base64
 import email
 import email.policy
 import imaplib
 import json
 import smtplib
+import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import Any
@@ -49,6 +52,18 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
         return {"mail": text.decode("utf-8", "replace"), "peer": served_by, "time": seen, "copies": len(found)}
 
 
+def move(request: dict[str, Any]) -> dict[str, Any]:
+    """Moves a mail from one folder to another (RFC 6851), once it is there, and says how long the move itself took."""
+    fetch(request)
+    with imaplib.IMAP4_SSL(request["server"], 993, ssl_context=_context(request), timeout=60) as imap:
+        imap.login(request["user"], request["password"])
+        imap.select(request.get("folder", "INBOX"))
+        (numbers,) = imap.uid("SEARCH", "HEADER", "Message-ID", f'"{request["message_id"]}"')[1]
+        started = time.monotonic()
+        status, _ = imap.uid("MOVE", numbers.split()[-1].decode(), request["to"])
+        return {"moved": status == "OK", "seconds": time.monotonic() - started}
+
+
 def submit(request: dict[str, Any]) -> dict[str, Any]:
     """Submits a mail with STARTTLS and a password on 587; an answer to another mail when ``original`` is given."""
     message = EmailMessage(policy=email.policy.SMTP)
@@ -67,17 +82,108 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
     return {"message_id": message["Message-ID"], "peer": served_by, "time": time.time()}
 
 
+def talk(request: dict[str, Any]) -> dict[str, Any]:
+    """One SMTP session, with every reply: for senders with good and with bad manners.
+
+    ``source`` is the address to come from, ``tls`` one of none, starttls and implicit; ``recipients`` may be many, and
+    with ``data`` (the mail as it is, lines ended as given) it is sent.
+    """
+    tls = request.get("tls", "none")
+    source = (request["source"], 0) if "source" in request else None
+    helo = request.get("helo", "client.far.example")
+    options: dict[str, Any] = {"timeout": request.get("seconds", 60), "source_address": source, "local_hostname": helo}
+    replies: list[list[Any]] = []
+
+    def note(what: str, reply: tuple[int, bytes]) -> int:
+        replies.append([what, reply[0], reply[1].decode(errors="replace")])
+        return reply[0]
+
+    context = _context(request)
+    smtp = smtplib.SMTP_SSL(context=context, **options) if tls == "implicit" else smtplib.SMTP(**options)
+    # The name that the certificate has to hold, where the server is asked for by its address.
+    smtp._host = request.get("name", request["server"])  # type: ignore[attr-defined]
+    try:
+        _session(smtp, request, note)
+    except smtplib.SMTPResponseException as refused:
+        note("refused", (refused.smtp_code, _bytes(refused.smtp_error)))
+    except smtplib.SMTPServerDisconnected:
+        note("closed", (421, b"the server closed the connection"))
+    finally:
+        smtp.close()
+    return {"replies": replies}
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()
+
+
+def _session(smtp: smtplib.SMTP, request: dict[str, Any], note: Callable[[str, tuple[int, bytes]], int]) -> None:
+    if note("connect", smtp.connect(request["server"], request.get("port", 25))) == 220:
+        note("ehlo", smtp.ehlo())
+        if request.get("tls") == "starttls":
+            note("starttls", smtp.starttls(context=_context(request)))
+            note("ehlo", smtp.ehlo())
+        if "user" in request:
+            plain = f"\0{request['user']}\0{request['password']}".encode()
+            note("auth", smtp.docmd("AUTH", "PLAIN " + base64.b64encode(plain).decode()))
+        if "from" in request:
+            note("mail", smtp.docmd("MAIL", f"FROM:<{request['from']}>"))
+            taken = [note("rcpt", smtp.docmd("RCPT", f"TO:<{to}>")) for to in request.get("recipients", [])]
+            if "data" in request and any(code == 250 for code in taken):
+                note("data", smtp.docmd("DATA"))
+                smtp.send(request["data"].encode())
+                note("end", smtp.getreply())
+        smtp.docmd("QUIT")
+
+
+def sieve(request: dict[str, Any]) -> dict[str, Any]:
+    """Puts and activates a Sieve script over ManageSieve (RFC 5804), with STARTTLS and a password."""
+    said: list[str] = []
+
+    def until_done(stream: Any) -> bool:
+        lines: list[str] = []
+        while not lines or (lines[-1] and not lines[-1].startswith(("OK", "NO", "BYE"))):
+            lines.append(stream.readline().decode().rstrip())
+        said.append(" ".join(lines))
+        return lines[-1].startswith("OK")
+
+    with socket.create_connection((request["server"], 4190), timeout=20) as plain:
+        stream = plain.makefile("rwb")
+        if not until_done(stream):
+            return {"said": said}
+        stream.write(b"STARTTLS\r\n")
+        stream.flush()
+        until_done(stream)
+        with _context(request).wrap_socket(plain, server_hostname=request["server"]) as secure:
+            stream = secure.makefile("rwb")
+            until_done(stream)
+            login = base64.b64encode(f"\0{request['user']}\0{request['password']}".encode()).decode()
+            script = request["script"].encode()
+            for command in (
+                f'AUTHENTICATE "PLAIN" "{login}"\r\n'.encode(),
+                f'PUTSCRIPT "{request["name"]}" {{{len(script)}+}}\r\n'.encode() + script + b"\r\n",
+                f'SETACTIVE "{request["name"]}"\r\n'.encode(),
+            ):
+                stream.write(command)
+                stream.flush()
+                if not until_done(stream):
+                    break
+    return {"said": said}
+
+
 def main() -> int:
     """Answers one request. Exit status 1 and a sentence where it could not be done."""
     request = json.load(sys.stdin)
     try:
-        answer = {"fetch": fetch, "submit": submit}[request["action"]](request)
+        answer = ACTIONS[request["action"]](request)
     except (OSError, smtplib.SMTPException, imaplib.IMAP4.error, TimeoutError) as error:
         print(f"{request['action']} at {request['server']}: {error}", file=sys.stderr)
         return 1
     json.dump(answer, sys.stdout)
     return 0
 
+
+ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "sieve": sieve}
 
 if __name__ == "__main__":
     sys.exit(main())

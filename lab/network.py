@@ -11,6 +11,9 @@ address of its site's gateway. Nothing here has a route to the machine's own net
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ LOCAL4, LOCAL6 = "198.18.0.0/16", "2001:db8:1::/48"
 
 OPERATOR, CLIENT, FOREIGN, DNS, RESOLVER = 10, 80, 25, 53, 54
 """Last part of the addresses on the internet's own network."""
+STRANGERS = (66, 67, 68, *range(81, 100))
 
 
 @dataclass
@@ -100,6 +104,8 @@ def _outside(plan: Plan) -> None:
         plan.wire(name, "internet", "internet", f"to-{name}", master="lan")
         plan.address(name, "internet", f"{LAN4}.{last}/24", f"{LAN6}{last}/64")
         plan.ip(name, f"route add default via {LAN4}.1", f"route add default via {LAN6}1")
+    # Others that the client may come from: two on blocklists, and some that no list knows.
+    plan.address("client", "internet", *(f"{LAN4}.{last}/24" for last in STRANGERS))
     plan.wire("operator", "backbone", "backbone", "to-operator", master="backbone")
     plan.address("operator", "backbone", f"{BACKBONE4}.{OPERATOR}/24", f"{BACKBONE6}{OPERATOR}/64")
 
@@ -193,9 +199,18 @@ def remove() -> int:
     """Removes every namespace that the lab made, and with them all wires. Returns how many there were."""
     folder = Path("/run/netns")
     names = sorted(path.name for path in folder.glob(f"{namespace('')}*")) if folder.exists() else []
+    _end_processes({(folder / name).stat().st_ino for name in names})
     for name in names:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     return len(names)
+
+
+def _end_processes(inodes: set[int]) -> None:
+    """Ends every process that is still in one of some network namespaces: what else would be left of it there?"""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "ns" / "net").stat().st_ino in inodes:
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _run(command: list[str], text: str | None = None) -> None:

@@ -107,7 +107,6 @@ def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = ())
             image.make(12, logs / "image-12.log")
     if not network.exists():
         with phases.phase("network"):
-            _sweep()
             network.build(lab_stack, [host for host in lab_stack.hosts if host not in state.virtual])
     _start_agent(state)
     hosts = [host for host in lab_stack.all_hosts.values() if host.name not in state.virtual]
@@ -144,6 +143,9 @@ def up(console: Console, machines: str, *, virtual: Collection[str] = (), only_i
     """Starts the lab, brings the stack up in it, and proves that mail flows. Does only what is missing."""
     phases = Phases(console)
     with _lock():
+        if _died():
+            with phases.phase("removing a lab that died"):
+                _remove()
         state = infrastructure(phases, machines, virtual)
         if only_infrastructure:
             return
@@ -166,26 +168,35 @@ def up(console: Console, machines: str, *, virtual: Collection[str] = (), only_i
     status(console)
 
 
-def _sweep() -> None:
-    """Removes what a lab that died left: its own things alone, known by their names."""
-    containers.stop_all()
-    network.remove()
+def _died() -> bool:
+    """Whether there is something of a lab that does not run any more: it was killed, or the machine was restarted."""
+    try:
+        state = load()
+    except LabError:
+        return FOLDER.exists() or network.exists() or bool(containers.running())
+    return not network.exists() or containers.leader(state, internet.NAME) is None
+
+
+def _remove() -> tuple[int, int]:
+    """Removes a lab, whole or in parts: its own things alone, known by their names. Returns how many of two kinds."""
+    with contextlib.suppress(LabError):
+        state = load()
+        if state.virtual:
+            from lab import vms
+
+            vms.stop(state)
+        if (pid := _agent_pid(state)) is not None:
+            os.kill(pid, signal.SIGTERM)
+    machines, namespaces = containers.stop_all(), network.remove()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    return machines, namespaces
 
 
 def down(console: Console) -> None:
     """Removes the lab: processes, namespaces, control groups and files. Also what a lab without state left."""
     with _lock():
         started = time.monotonic()
-        with contextlib.suppress(LabError):
-            state = load()
-            if state.virtual:
-                from lab import vms
-
-                vms.stop(state)
-            if (pid := _agent_pid(state)) is not None:
-                os.kill(pid, signal.SIGTERM)
-        machines, namespaces = containers.stop_all(), network.remove()
-        shutil.rmtree(FOLDER, ignore_errors=True)
+        machines, namespaces = _remove()
         for folder in (FOLDER.parent / "logs", FOLDER.parent):
             shutil.rmtree(folder, ignore_errors=True) if folder.name == "logs" else _rmdir(folder)
     LOCK.unlink(missing_ok=True)

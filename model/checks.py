@@ -106,6 +106,8 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
         for host in stack.hosts_with(role):
             if not host.addresses.public:
                 yield Problem(f"hosts.{host.name}.addresses.public", f"{role.value} serves the internet: it needs one")
+    if len(stack.hosts_with(Role.MAILDROP)) > 2:
+        yield Problem("hosts", "at most two hosts have the role maildrop: they replicate with one another, in a pair")
     for name, settings in stack.hosts.items():
         for role in NOT_YET:
             if role in settings.roles:

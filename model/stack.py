@@ -109,10 +109,6 @@ class Stack(StackFile):
     def release_of(self, host: Host) -> Release:
         return host.release or self.service.release
 
-    def near_first(self, hosts: tuple[Host, ...], site: str) -> tuple[Host, ...]:
-        """The same hosts, those at a site before the others, else by preference."""
-        return tuple(sorted(hosts, key=lambda host: host.site != site))
-
     # Names
 
     @property

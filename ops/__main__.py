@@ -19,7 +19,7 @@ from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
 from ops import stackfile
-from ops.pulumi import OperatorError, Project, excluded, left_behind, unlock, unreachable
+from ops.pulumi import OperatorError, Project, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 
 console = Console(highlight=False)
@@ -82,7 +82,7 @@ def render(project: Project, out: Path) -> int:
 def _checked(project: Project, without: Sequence[str]) -> list[str]:
     stack = project.load()
     project.ensure_exists()
-    problems = [*left_behind(project), *unreachable(stack, without)]
+    problems = [*left_behind(project), *locked_out(stack), *unreachable(stack, without)]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return refresh(project, without, options.yes)
             case _:
                 return down(project, options.yes)
-    except (StackError, OperatorError) as error:
+    except (StackError, OperatorError, FileExistsError) as error:
         console.print(str(error), style="red", markup=False)
         return 1
     except KeyboardInterrupt:

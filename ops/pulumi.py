@@ -109,6 +109,15 @@ def left_behind(project: Project) -> Iterator[str]:
         )
 
 
+def locked_out(stack: Stack) -> list[str]:
+    """A problem when none of the keys that may log in is at hand: a push would be refused, or be the last one."""
+    done = subprocess.run(["ssh-add", "-L"], capture_output=True, text=True)
+    held = {tuple(line.split()[:2]) for line in done.stdout.splitlines()} if done.returncode == 0 else set()
+    if held & {tuple(key.split()[:2]) for key in stack.access.operators}:
+        return []
+    return ["the SSH agent holds none of the keys under access.operators: run ssh-add with one of them"]
+
+
 def orphans() -> Iterator[tuple[int, str]]:
     """Plugins of Pulumi on this back end whose run was killed: (process id, name)."""
     backend = f"PULUMI_BACKEND_URL={os.environ.get('PULUMI_BACKEND_URL', '')}".encode()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import dovecot, postfix
+from services import dovecot, learning, postfix, replication
 from services.service import Compile, Directory, File, Listen, Service, Source, Unit, User
+from services.table import table
 
 HOME = "/var/vmail"
 IMAPS, IMAPS_PROXY = 993, 10993
@@ -44,17 +45,24 @@ def configure(stack: Stack, host: Host) -> Service:
                 frontends=frontends,
                 home=HOME,
                 users=dovecot.USERS,
+                replicates=replication.peer_of(stack, host) is not None,
+                replication=replication,
+                learning=learning,
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
             ),
             File(
                 "/etc/postfix/mailboxes",
-                postfix.table({postfix.mailbox(stack, account): account for account in stack.accounts}),
+                table({postfix.mailbox(stack, account): account for account in stack.accounts}),
             ),
         ),
         secret_files=(dovecot.users_file(dovecot.mailbox_users(stack)),),
         units=(
             *postfix.units(stack, host),
-            Unit("dovecot.service", restart_on=("/etc/dovecot/dovecot.conf",), reload_on=("/etc/posthorn/",)),
+            Unit(
+                "dovecot.service",
+                restart_on=("/etc/dovecot/dovecot.conf",),
+                reload_on=("/etc/posthorn/", replication.PASSWORD),
+            ),
         ),
         compiles=(Compile(("sievec", "/etc/dovecot/sieve/before.d"), of="/etc/dovecot/sieve/"),),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),

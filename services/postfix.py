@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from model.network import Role
@@ -10,6 +9,7 @@ from model.stack import Host, Stack
 from services import identity
 from services.render import render_tree
 from services.service import Check, File, Unit
+from services.table import table
 
 FOLDER = "/etc/postfix/"
 LOOKS = ("/etc/postfix/", "/etc/posthorn/")
@@ -26,12 +26,6 @@ def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     if stack.release_of(host) >= 13:
         return (Unit("postfix.service", reload_on=LOOKS),)
     return (Unit("postfix.service"), Unit("postfix@-.service", reload_on=LOOKS))
-
-
-def table(entries: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
-    """A texthash table (DATABASE_README): one entry a line, in order, so that a preview shows what changed."""
-    pairs = entries.items() if isinstance(entries, Mapping) else entries
-    return "".join(f"{key} {value}\n" for key, value in sorted(pairs))
 
 
 def postmaster(stack: Stack) -> str:

@@ -11,10 +11,12 @@ from services import (
     firewall,
     frontend,
     identity,
+    learning,
     maildrop,
     network,
     opendkim,
     postsrsd,
+    replication,
     resolver,
     rspamd,
     rspamd_proxy,
@@ -39,9 +41,9 @@ EVERYWHERE: tuple[Configure, ...] = (
 OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.SMTP_IN: (rspamd_proxy.configure, postsrsd.configure, smtp_in.configure),
     Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
-    Role.MAILDROP: (maildrop.configure,),
+    Role.MAILDROP: (replication.configure, maildrop.configure, learning.send),
     Role.FRONTEND: (frontend.configure,),
-    Role.RSPAMD: (rspamd.configure,),
+    Role.RSPAMD: (rspamd.configure, learning.receive),
 }
 
 

@@ -6,7 +6,9 @@ from model.network import Role
 from model.stack import Host, Stack
 from services.private import private
 from services.render import render_tree
-from services.service import Listen, SecretFile, Service, Unit
+from services.senders import authors
+from services.service import File, Listen, SecretFile, Service, Unit
+from services.table import table
 
 SCANNER = 11333
 KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
@@ -22,13 +24,16 @@ def configure(stack: Stack, host: Host) -> Service:
     return Service(
         name="rspamd",
         packages=("rspamd", "redis-server"),
-        files=render_tree(
-            "rspamd",
-            stack=stack,
-            host=host,
-            port=SCANNER,
-            keypair=KEYPAIR,
-            private_root=bool(stack.dns.resolver.root_hints),
+        files=(
+            *render_tree(
+                "rspamd",
+                stack=stack,
+                host=host,
+                port=SCANNER,
+                keypair=KEYPAIR,
+            ),
+            *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
+            File("/etc/rspamd/posthorn-senders", table(authors(stack))),
         ),
         secret_files=(
             SecretFile(

@@ -13,14 +13,8 @@ SUFFIXES = "/etc/rspamd/posthorn-suffixes"
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """rspamd as a proxy alone. When no scanner answers, mail is deferred.
-
-    smtp-in asks the scanners in the order of preference, so that all sites meet the same memory of who was greylisted;
-    smtp-out, where nothing is greylisted, asks the nearest first.
-    """
+    """rspamd as a proxy alone, which asks the scanners in turn. When none answers, mail is deferred."""
     scanners = stack.hosts_with(Role.RSPAMD)
-    if host.has(Role.SMTP_OUT):
-        scanners = stack.near_first(scanners, host.site)
     upstreams = ",".join(f"{_literal(scanner.addresses.local[0])}:{SCANNER}" for scanner in scanners)
     return Service(
         name="rspamd-proxy",

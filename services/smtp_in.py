@@ -9,6 +9,7 @@ from model.settings import DnsblRule
 from model.stack import Host, Stack
 from services import postfix
 from services.service import File, Listen, Service, Source
+from services.table import table
 
 DISCARDED = "discard.invalid"
 """A domain that cannot exist (RFC 2606), whose mail the discard transport takes."""
@@ -40,11 +41,11 @@ def configure(stack: Stack, host: Host) -> Service:
                 discarded=DISCARDED,
                 forward_port=FORWARD_PORT,
             ),
-            File("/etc/postfix/virtual-domains", postfix.table(dict.fromkeys(stack.domains, "the stack's"))),
-            File("/etc/postfix/virtual", postfix.table(virtual(stack))),
+            File("/etc/postfix/virtual-domains", table(dict.fromkeys(stack.domains, "the stack's"))),
+            File("/etc/postfix/virtual", table(virtual(stack))),
             File(
                 "/etc/postfix/transport",
-                postfix.table({stack.mailbox_domain: "maildrop:", DISCARDED: "discard:as the stack says"}),
+                table({stack.mailbox_domain: "maildrop:", DISCARDED: "discard:as the stack says"}),
             ),
         ),
         units=postfix.units(stack, host),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from model.network import Role
 from model.stack import Host, Stack
 from services import dovecot, postfix
+from services.senders import owners
 from services.service import File, Listen, Service, Source, Unit
+from services.table import table
 
 SUBMISSION, SUBMISSION_PROXY = 587, 10587
 """Port for clients of the sites, and port for front ends alone, which say by the PROXY protocol who is behind them."""
@@ -37,7 +37,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 submission_proxy=SUBMISSION_PROXY,
                 users=dovecot.USERS,
             ),
-            File("/etc/postfix/senders", postfix.table(senders(stack))),
+            File("/etc/postfix/senders", table(owners(stack))),
         ),
         secret_files=(dovecot.users_file(dovecot.submission_users(stack)),),
         units=(
@@ -51,17 +51,3 @@ def configure(stack: Stack, host: Host) -> Service:
             Listen(SUBMISSION_PROXY, frm=tuple(frontends)),
         ),
     )
-
-
-def senders(stack: Stack) -> Iterator[tuple[str, str]]:
-    """Envelope sender to the users who may send as it (smtpd_sender_login_maps in postconf(5))."""
-    owners: dict[str, list[str]] = {}
-    for account in stack.accounts:
-        for address in stack.addresses_of(account):
-            owners.setdefault(address, []).append(account)
-    for user, settings in stack.machine_users.items():
-        owners.setdefault(f"@{settings.mail_from}", []).append(user)
-    # An address of its own line shuts out those who have the whole domain: they are named there too.
-    for address, names in owners.items():
-        domain = owners.get(f"@{address.partition('@')[2]}", [])
-        yield address, ", ".join(sorted({*names, *domain}))

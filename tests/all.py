@@ -26,6 +26,7 @@ STATIC: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("unit tests", ("pytest", "-q", "tests/unit")),
 )
 LAB: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("start over a lab that died", ("pytest", "-v", "tests/start")),
     ("lab tests in containers", ("pytest", "-v", "tests/lab", "--durations=10")),
     ("two virtual machines at two sites", ("pytest", "-v", "tests/vms")),
 )

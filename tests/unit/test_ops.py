@@ -1,0 +1,105 @@
+"""What an operator is told before anything is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.load import load, parse
+from model.stack import Stack
+from ops import pulumi as running
+from ops.__main__ import main
+from ops.render import render_stack
+from tests.unit.conftest import LAB
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "Pulumi.x.yaml").write_text(LAB.read_text())
+    monkeypatch.setenv("POSTHORN_PROJECT", str(tmp_path))
+    yield tmp_path
+
+
+def test_a_wrong_stack_file_ends_in_one_message(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document: dict[str, Any] = yaml.safe_load((project / "Pulumi.x.yaml").read_text())
+    document["config"]["posthorn:hosts"]["smtp-in-oak"]["site"] = "elm"
+    (project / "Pulumi.x.yaml").write_text(yaml.dump(document))
+    assert main(["render", "x", "--out", str(project / "out")]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is not valid, nothing was changed" in said
+    assert "hosts.smtp-in-oak: a host is named role-site: its name must end in -elm" in said
+    assert not (project / "out").exists()
+
+
+def test_a_stack_that_is_not_there_is_said_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "y"]) == 1
+    assert "there is no such file" in capsys.readouterr().out
+
+
+def test_rendering_marks_every_secret_and_writes_every_zone(stack: Stack, tmp_path: Path) -> None:
+    render_stack(stack, tmp_path / "out")
+    assert (tmp_path / "out/hosts/smtp-in-oak/etc/posthorn/tls/host.key").read_text() == "SECRET tls-key\n"
+    zones = {path.name.removesuffix(".zone") for path in (tmp_path / "out/zones").iterdir()}
+    assert zones == set(stack.dns.zones)
+
+
+def test_rendering_leaves_a_folder_alone_that_holds_other_things(project: Path, stack: Stack) -> None:
+    (project / "out").mkdir()
+    (project / "out" / "letter").write_text("dear")
+    with pytest.raises(FileExistsError):
+        render_stack(stack, project / "out")
+
+
+def test_a_site_that_is_left_out_takes_every_resource_with_it(stack: Stack) -> None:
+    arguments = running.excluded(stack, ["elm"])
+    assert {"--exclude=**::elm-*", "--exclude=**::smtp-in-elm", "--exclude=**::maildrop-elm-*"} <= set(arguments)
+    with pytest.raises(running.OperatorError, match="the stack has no such site"):
+        running.excluded(stack, ["elk"])
+
+
+def test_whoever_does_not_answer_is_named_with_the_way_around(
+    keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads(json.dumps(keyed_config))
+    for host in config["hosts"].values():
+        del host["machine"]
+        host["existing"] = {"host_key": "ssh-ed25519 AAAA"}
+    stack = parse("lab", "f", config)
+
+    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[None]:
+        if where[0].startswith("198.18.2."):
+            raise ConnectionRefusedError(111, "Connection refused")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    said = running.unreachable(stack)
+    assert len(said) == 4
+    assert (
+        "host smtp-in-elm does not answer at 198.18.2.11 port 22 (Connection refused); if the site is lost: WITHOUT=elm"
+        in said
+    )
+    assert running.unreachable(stack, ["elm"]) == []
+
+
+@pytest.mark.parametrize(("held", "problems"), [("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me", 0), ("", 1)])
+def test_a_push_that_would_lock_its_operator_out_is_not_started(
+    keyed_stack: Stack, monkeypatch: pytest.MonkeyPatch, held: str, problems: int
+) -> None:
+    def listing(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 0 if held else 1, held + "\n", "")
+
+    monkeypatch.setattr(subprocess, "run", listing)
+    assert len(running.locked_out(keyed_stack)) == problems
+
+
+def test_every_stack_of_the_repository_is_valid() -> None:
+    for file in LAB.parent.glob("Pulumi.*.yaml"):
+        assert load(file).hosts

@@ -1,0 +1,52 @@
+"""What a machine is told before anything is put on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tools import setup
+
+GOOD = setup.Machine(
+    system="Linux",
+    distribution="debian",
+    release="12",
+    architecture="x86_64",
+    is_root=True,
+    disk=100,
+    memory=24,
+    can_isolate=True,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup, "CACHE", tmp_path / "none")
+
+
+@pytest.mark.parametrize("machines", ["", "containers", "vms"])
+def test_a_debian_machine_with_room_will_do(machines: str) -> None:
+    assert setup.problems(GOOD, machines) == []
+
+
+def test_another_system_is_told_what_is_needed() -> None:
+    (said,) = setup.problems(replace(GOOD, distribution="ubuntu", release="24.04"), "vms")
+    assert said == "this is ubuntu 24.04: Debian 12 or 13 is needed"
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    small = replace(GOOD, is_root=False, disk=0.5, memory=1, architecture="riscv64")
+    said = "\n".join(setup.problems(small, "vms"))
+    for words in ("riscv64", "0.5 GiB are free", "1.0 GiB of memory", "you are not root"):
+        assert words in said
+
+
+def test_who_only_renders_and_tests_needs_no_root() -> None:
+    assert setup.problems(replace(GOOD, is_root=False, can_isolate=False), "") == []
+
+
+def test_a_restricted_container_is_told_so() -> None:
+    (said,) = setup.problems(replace(GOOD, can_isolate=False), "containers")
+    assert "namespaces cannot be made here" in said
