@@ -223,9 +223,9 @@ def status(console: Console) -> None:
     for site in lab_stack.sites:
         for host in lab_stack.hosts_at(site):
             if host.name in state.virtual:
-                now = f"virtual machine, {machines.get(host.name, 'not made')}"
+                now = f"VM {machines.get(host.name, 'not made')}"
             else:
-                now = "container, running" if containers.leader(state, host.name) is not None else "container, off"
+                now = "running" if containers.leader(state, host.name) is not None else "off"
             table.add_row(
                 site,
                 host.name,
