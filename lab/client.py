@@ -36,16 +36,17 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
     with imaplib.IMAP4_SSL(request["server"], 993, ssl_context=_context(request), timeout=20) as imap:
         served_by = imap.sock.getpeername()[0]
         imap.login(request["user"], request["password"])
-        imap.select(request.get("folder", "INBOX"))
         deadline = time.monotonic() + request["seconds"]
         while True:
-            found = imap.search(None, "HEADER", "Message-ID", f'"{request["message_id"]}"')[1][0].split()
+            # The folder may come into being with the mail.
+            found: list[bytes] = []
+            if imap.select(request.get("folder", "INBOX"))[0] == "OK":
+                found = imap.search(None, "HEADER", "Message-ID", f'"{request["message_id"]}"')[1][0].split()
             if found:
                 break
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{request['message_id']} is not in the mailbox after {request['seconds']} s")
             time.sleep(POLL_SECONDS)
-            imap.noop()
         seen = time.time()
         body = imap.fetch(found[-1].decode(), "(RFC822)")[1][0]
         text = body[1] if isinstance(body, tuple) else b""
