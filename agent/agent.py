@@ -236,7 +236,7 @@ def mount_first(bundle: dict[str, Any]) -> None:
     A folder that is to lie on the disk for the first time takes there what a package put into it.
     """
     mounts = [name for name in bundle["units"] if name.endswith(".mount")]
-    down = [name for name in mounts if unit_states([name])[name].get("ActiveState") != "active"]
+    down = [name for name, state in unit_states(mounts).items() if state.get("ActiveState") != "active"]
     if not down:
         return
     # All units at once: systemd is asked to read them a single time.
@@ -417,15 +417,15 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if states[name].get("ActiveState") == "inactive":
-            # Its own conditions may forbid it here: a clock in a container, for one.
-            states[name]["Forbidden"] = str(run("systemd-analyze", "condition", "--unit", name).returncode != 0)
     return states
 
 
-def runs(unit_state: dict[str, str]) -> bool:
+def runs(name: str, unit_state: dict[str, str]) -> bool:
     """Whether a unit is as it should be: active, or left out by a condition of its own (a clock in a container)."""
-    return unit_state.get("ActiveState") == "active" or unit_state.get("Forbidden") == "True"
+    now = unit_state.get("ActiveState")
+    return now == "active" or (
+        now == "inactive" and run("systemd-analyze", "condition", "--unit", name).returncode != 0
+    )
 
 
 def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], str]) -> None:
@@ -606,8 +606,9 @@ class Change:
         known = state.get("units")
         for name, unit in units.items():
             before = known.get(name, {})
-            active = runs(self.states.get(name, {}))
-            if not active:
+            unit_state = self.states.get(name, {})
+            # A unit that is new here is started without being asked whether it may: asking takes longer.
+            if not (runs(name, unit_state) if name in known else unit_state.get("ActiveState") == "active"):
                 self.start.append(name)
             elif unit["restart_on"] and before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
                 self.restart.append(name)
@@ -729,7 +730,7 @@ def _steady(change: Change) -> None:
     """A unit that dies and is started again for ever answers now and then: that is not health."""
     of = _service_of(change)
     for name, unit_state in unit_states(change.touched_units).items():
-        if not runs(unit_state):
+        if not runs(name, unit_state):
             journal = run("journalctl", "-u", name, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
             raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
 
@@ -797,7 +798,7 @@ def report(bundle: dict[str, Any]) -> None:
             "host": bundle["host"],
             "changed": sorted(change.changed),
             "left_over": change.removed,
-            "not_active": sorted(name for name in bundle["units"] if not runs(change.states.get(name, {}))),
+            "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
         },
         sys.stdout,
     )

@@ -64,6 +64,11 @@ def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def dump(document: dict[str, Any]) -> str:
+    """A stack file's text."""
+    return yaml.dump(document, Dumper=_NoAliases, sort_keys=False)
+
+
 def write(state: State) -> Path:
     """Writes the lab's own Pulumi project with the live stack file, and returns its folder."""
     folder = state.folder / "project"
@@ -76,5 +81,5 @@ def write(state: State) -> Path:
     before = document.get("config", {})
     config = live_configuration(state, before)
     if config != before:
-        write_atomically(file, yaml.dump(document | {"config": config}, Dumper=_NoAliases, sort_keys=False), 0o600)
+        write_atomically(file, dump(document | {"config": config}), 0o600)
     return folder

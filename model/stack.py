@@ -100,6 +100,10 @@ class Stack(StackFile):
         """All hosts of a role, by the preference of their sites: the first is the primary."""
         return tuple(host for host in self.all_hosts.values() if host.has(role))
 
+    def local_addresses(self, *roles: Role) -> tuple[IPAddress, ...]:
+        """The site-local addresses of all hosts of some roles."""
+        return tuple(address for role in roles for host in self.hosts_with(role) for address in host.addresses.local)
+
     def hosts_at(self, site: str) -> tuple[Host, ...]:
         return tuple(host for host in self.all_hosts.values() if host.site == site)
 

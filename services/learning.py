@@ -17,6 +17,7 @@ PORT = 11335
 SPOOL = "/var/spool/posthorn-learn"
 FEEDER = "/usr/local/lib/posthorn/learn-feed"
 PIPES = "/usr/local/lib/posthorn/sieve"
+LEARN = "/etc/dovecot/sieve/learn"
 SYSTEM = "/etc/systemd/system/"
 
 
@@ -43,9 +44,6 @@ def send(stack: Stack, host: Host) -> Service:
     )
 
 
-LEARN = "/etc/dovecot/sieve/learn"
-
-
 def receive(stack: Stack, host: Host) -> Service:
     """On a scanner: a tunnel to its controller, for hosts that prove to be mailbox hosts of this stack."""
     teachers = stack.hosts_with(Role.MAILDROP)
@@ -54,5 +52,5 @@ def receive(stack: Stack, host: Host) -> Service:
         packages=("stunnel4",),
         files=render_tree("learning-receive", host=host, teachers=teachers, identity=identity, port=PORT),
         units=(Unit("stunnel@learning.service", restart_on=("/etc/stunnel/learning.conf", "/etc/posthorn/")),),
-        listens=(Listen(PORT, frm=tuple(a for teacher in teachers for a in teacher.addresses.local)),),
+        listens=(Listen(PORT, frm=stack.local_addresses(Role.MAILDROP)),),
     )

@@ -16,8 +16,7 @@ SIEVE, SIEVE_PROXY = 4190, 14190
 
 def configure(stack: Stack, host: Host) -> Service:
     """Postfix on 25 and 465 for the smtp-in hosts, Dovecot with LMTP, IMAPS and ManageSieve."""
-    senders = [a for sender in stack.hosts_with(Role.SMTP_IN) for a in sender.addresses.local]
-    frontends = [a for frontend in stack.hosts_with(Role.FRONTEND) for a in frontend.addresses.local]
+    senders, frontends = stack.local_addresses(Role.SMTP_IN), stack.local_addresses(Role.FRONTEND)
     domain, local = stack.mailbox_domain, {"address": "127.0.0.1"}
     smtp = {**local, "kind": "smtp", "server_name": host.fqdn, "refuses": f"no-such-mailbox@{domain}"}
     imap = {**local, "kind": "tls", "server_name": host.fqdn, "expect": "* OK"}
@@ -73,8 +72,8 @@ def configure(stack: Stack, host: Host) -> Service:
             {**imap, "port": IMAPS_PROXY, "proxy": True},
         ),
         listens=(
-            *(Listen(port, frm=tuple(senders)) for port in (25, 465)),
+            *(Listen(port, frm=senders) for port in (25, 465)),
             *(Listen(port, frm=Source.SITES) for port in (IMAPS, SIEVE)),
-            *(Listen(port, frm=tuple(frontends)) for port in (IMAPS_PROXY, SIEVE_PROXY)),
+            *(Listen(port, frm=frontends) for port in (IMAPS_PROXY, SIEVE_PROXY)),
         ),
     )

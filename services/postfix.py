@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.network import Role
 from model.stack import Host, Stack
 from services import identity
 from services.render import render_tree
@@ -43,4 +42,4 @@ def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...
 
 def mailbox(stack: Stack, account: str) -> str:
     """The internal address of an account's mailbox."""
-    return f"{account}@{stack.internal_name(Role.MAILDROP)}"
+    return f"{account}@{stack.mailbox_domain}"

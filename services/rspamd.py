@@ -20,7 +20,6 @@ def configure(stack: Stack, host: Host) -> Service:
     Requests are encrypted with the scanners' key (rspamd's HTTPCrypt): they hold whole mails.
     """
     keypair = private(stack, lambda keys: keys.rspamd)
-    clients = [a for role in (Role.SMTP_IN, Role.SMTP_OUT) for c in stack.hosts_with(role) for a in c.addresses.local]
     return Service(
         name="rspamd",
         packages=("rspamd", "redis-server"),
@@ -52,5 +51,5 @@ def configure(stack: Stack, host: Host) -> Service:
             {"kind": "http", "address": "127.0.0.1", "port": 11334, "path": "/ping", "tls": False, "status": [200]}
             | {"server_name": "localhost"},
         ),
-        listens=(Listen(SCANNER, frm=tuple(clients)),),
+        listens=(Listen(SCANNER, frm=stack.local_addresses(Role.SMTP_IN, Role.SMTP_OUT)),),
     )

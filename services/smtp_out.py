@@ -23,7 +23,6 @@ def configure(stack: Stack, host: Host) -> Service:
         "tls": "starttls",
         "refuses": "nobody@elsewhere.invalid",
     }
-    frontends = [a for frontend in stack.hosts_with(Role.FRONTEND) for a in frontend.addresses.local]
     return Service(
         name="smtp-out",
         packages=("postfix", "postfix-lmdb", "postfix-pcre", "dovecot-core"),
@@ -48,6 +47,6 @@ def configure(stack: Stack, host: Host) -> Service:
         health=({**probe, "port": SUBMISSION}, {**probe, "port": SUBMISSION_PROXY, "proxy": True}),
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
-            Listen(SUBMISSION_PROXY, frm=tuple(frontends)),
+            Listen(SUBMISSION_PROXY, frm=stack.local_addresses(Role.FRONTEND)),
         ),
     )
