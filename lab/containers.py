@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from lab.state import LabError, State, namespace
+from lab.state import LAB, LabError, State, namespace
 from ops.keys import ssh_key
 from ops.stackfile import write_atomically
 
@@ -20,7 +20,7 @@ echo $$ > "$CGROUP/cgroup.procs"
 umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # nspawn leaves folders below /run/systemd: here they end with this mount namespace.
 mount -t tmpfs -o mode=755 tmpfs /run/systemd
-mount -t overlay "posthorn-$NAME" -o "lowerdir=$LOWER,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root"
+mount -t overlay "$NETNS" -o "lowerdir=$LOWER,upperdir=$MACHINE/upper,workdir=$MACHINE/work" "$MACHINE/root"
 export SYSTEMD_NSPAWN_API_VFS_WRITABLE=network
 while :; do
     rc=0
@@ -36,7 +36,7 @@ POLL_SECONDS = 0.05
 
 def _cgroups() -> Path:
     hybrid = Path("/sys/fs/cgroup/unified")
-    return (hybrid if hybrid.is_dir() else Path("/sys/fs/cgroup")) / "posthorn"
+    return (hybrid if hybrid.is_dir() else Path("/sys/fs/cgroup")) / "posthorn" / LAB
 
 
 def machine_folder(state: State, name: str) -> Path:
@@ -167,8 +167,10 @@ def stop_all() -> int:
                     inner.rmdir()
         with contextlib.suppress(OSError):
             group.rmdir()
-    with contextlib.suppress(OSError):
-        _cgroups().rmdir()
+    for group in (_cgroups(), _cgroups().parent):
+        # The outer one goes with the last lab.
+        with contextlib.suppress(OSError):
+            group.rmdir()
     return len(names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -50,15 +51,16 @@ rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share
 
 
 def _sources(suite: str) -> str:
-    """The machine's own package sources, for another release of Debian where it is one."""
+    """The machine's own package sources (sources.list(5), both styles), for another release of Debian where it is one.
+
+    Raises `LabError` when the machine has none.
+    """
     own = [*Path("/etc/apt/sources.list.d").glob("debian*.sources"), Path("/etc/apt/sources.list")]
-    mirror = "http://deb.debian.org/debian"
-    for file in own:
-        for line in file.read_text().splitlines() if file.exists() else ():
-            words = line.split()
-            if line.startswith("URIs:") and "security" not in line:
-                mirror = words[1]
-                break
+    lines = [line for file in own if file.exists() for line in file.read_text().splitlines()]
+    addresses = [line.split() for line in lines if line.startswith(("URIs:", "deb ")) and "security" not in line]
+    mirror = next((word for words in addresses for word in words if "://" in word), None)
+    if mirror is None:
+        raise LabError("no package source of Debian is named below /etc/apt: the lab's machines are made from one")
     security = f"{mirror.rstrip('/')}-security"
     return "\n".join(
         (
@@ -87,6 +89,14 @@ def make(release: int, log: Path) -> Path:
     Raises `LabError` with the end of the log.
     """
     image = folder(release)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    with image.with_suffix(".lock").open("w") as lock:
+        # Another lab may want the same image: the second finds it made.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _make(release, image, log)
+
+
+def _make(release: int, image: Path, log: Path) -> Path:
     root = image / "root"
     if (image / "packages").exists():
         return root

@@ -20,13 +20,20 @@ from ops.stackfile import write_atomically
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posthorn"
-FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / "lab"
-PREFIX = "posthorn-"
+LAB = os.environ.get("POSTHORN_LAB") or "lab"
+"""Which lab: several stand side by side, and know nothing of one another. The tests have one of their own."""
+FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / LAB
+PREFIX = f"posthorn-{LAB}-"
 RESOLVER = "203.0.113.54"
 
 
 class LabError(Exception):
     """Something went wrong in the lab: the message says what, where, and what to do."""
+
+
+if not (LAB.isascii() and LAB.isalnum() and len(LAB) <= 12 and LAB != "logs"):
+    # A hyphen could make one lab's names begin like another's.
+    sys.exit(f"POSTHORN_LAB={LAB}: a lab's name is up to twelve letters and digits")
 
 
 def namespace(name: str) -> str:

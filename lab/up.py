@@ -19,10 +19,10 @@ from rich.table import Table
 
 from lab import containers, foreign, image, internet, live, network
 from lab.proof import prove
-from lab.state import FOLDER, LabError, State, load, load_or_make, stack
+from lab.state import FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
 
-LOCK = Path("/run/posthorn-lab.lock")
+LOCK = Path(f"/run/posthorn-{LAB}.lock")
 INFRASTRUCTURE = (internet.NAME, foreign.NAME)
 """Machines of the lab itself, always containers."""
 
@@ -197,16 +197,17 @@ def down(console: Console) -> None:
     with _lock():
         started = time.monotonic()
         machines, namespaces = _remove()
-        for folder in (FOLDER.parent / "logs", FOLDER.parent):
-            shutil.rmtree(folder, ignore_errors=True) if folder.name == "logs" else _rmdir(folder)
+        _remove_logs()
     LOCK.unlink(missing_ok=True)
     took = time.monotonic() - started
     console.print(f"the lab is gone: {machines} containers, {namespaces} namespaces, {took:.1f} s")
 
 
-def _rmdir(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def _remove_logs() -> None:
+    """The logs are those of all labs: they go with the last one."""
+    base = FOLDER.parent
+    if base.exists() and all(path.name == "logs" for path in base.iterdir()):
+        shutil.rmtree(base, ignore_errors=True)
 
 
 def status(console: Console) -> None:

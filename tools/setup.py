@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -201,6 +202,19 @@ def phase(name: str) -> Iterator[None]:
         ended.set()
     PHASES.append(Phase(name, time.monotonic() - started, _cpu() - cpu))
     say(f"✓ {name}: {PHASES[-1].wall:.1f} s, {PHASES[-1].cpu:.1f} CPU-s")
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Two set-ups share packages and cache: the second waits, and then finds everything there."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("  another set-up is running: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def call(*command: str, log: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
@@ -464,9 +478,10 @@ def set_up(machines: str) -> dict[str, str]:
     """
     if wrong := problems(Machine.here(), machines):
         raise SetupFailed("this machine will not do:\n" + "\n".join(f"  {line}" for line in wrong))
-    debian_packages(machines)
-    venv = python_environment()
-    programs, home = pulumi()
+    with one_at_a_time():
+        debian_packages(machines)
+        venv = python_environment()
+        programs, home = pulumi()
     return _environment(venv, programs, home)
 
 

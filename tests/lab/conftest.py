@@ -44,7 +44,7 @@ class Lab:
         """One of the operator's commands (``make up`` and its like), with all that it printed in ``stdout``."""
         command = [self.state.python, "-m", "ops", *arguments]
         return self.state.run_in(
-            "operator", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={"COLUMNS": "200"}
+            "operator", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={"COLUMNS": "250"}
         )
 
     def up(self, *arguments: str) -> str:
@@ -59,7 +59,7 @@ class Lab:
 
         document = yaml.safe_load(self.stack_file.read_text())
         edit({key.removeprefix("posthorn:"): value for key, value in document["config"].items()})
-        self.stack_file.write_text(yaml.dump(document, Dumper=live._NoAliases, sort_keys=False))
+        self.stack_file.write_text(live.dump(document))
 
     def client(self, action: str, **request: Any) -> dict[str, Any]:
         """One action of the mail client: fetch or submit. A refusal is in the answer's ``error``."""

@@ -5,7 +5,6 @@ The others are containers, so that the whole service is there: a mail that is pr
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from lab import up, vms
-from lab.state import FOLDER, LabError, State, load
+from lab.state import FOLDER, State, load, namespace
+from tests.lab.conftest import Lab
 
 VIRTUAL = ("maildrop-oak", "smtp-in-elm")
 
@@ -21,12 +21,7 @@ VIRTUAL = ("maildrop-oak", "smtp-in-elm")
 @pytest.fixture(scope="module")
 def state() -> Iterator[State]:
     console = Console(highlight=False, width=160)
-    try:
-        load()
-    except LabError:
-        pass
-    else:
-        pytest.fail("a lab is running: make lab-down first", pytrace=False)
+    up.down(console)
     try:
         up.up(console, "vms", virtual=VIRTUAL)
         yield load()
@@ -35,14 +30,7 @@ def state() -> Iterator[State]:
 
 
 def ops(state: State, *arguments: str) -> str:
-    done = state.run_in(
-        "operator",
-        [state.python, "-m", "ops", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={"COLUMNS": "250"},
-    )
+    done = Lab(state).ops(*arguments)
     assert done.returncode == 0, done.stdout
     return str(done.stdout)
 
@@ -73,11 +61,11 @@ def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(st
 def test_after_lab_down_nothing_is_left(state: State) -> None:
     up.down(Console(width=160))
     assert not FOLDER.exists()
-    assert not list(Path("/run/netns").glob("posthorn-*"))
-    assert "posthorn" not in Path("/proc/mounts").read_text()
+    assert not list(Path("/run/netns").glob(namespace("*")))
+    assert namespace("") not in Path("/proc/mounts").read_text()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        assert b"qemu-system" not in command or b"posthorn" not in command
+        assert b"qemu-system" not in command or str(FOLDER).encode() not in command
