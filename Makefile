@@ -11,7 +11,7 @@ YES      ?=
 TOOLS  := python3 tools/setup.py run
 # The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
 INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
-OPS    := $(TOOLS) -- $(INSIDE) python -m ops
+OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help

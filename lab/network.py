@@ -199,18 +199,34 @@ def remove() -> int:
     """Removes every namespace that the lab made, and with them all wires. Returns how many there were."""
     folder = Path("/run/netns")
     names = sorted(path.name for path in folder.glob(f"{namespace('')}*")) if folder.exists() else []
-    _end_processes({(folder / name).stat().st_ino for name in names})
+    for process in processes():
+        # What would be left of it without its network?
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
     for name in names:
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
     return len(names)
 
 
-def _end_processes(inodes: set[int]) -> None:
-    """Ends every process that is still in one of some network namespaces: what else would be left of it there?"""
+def processes() -> list[int]:
+    """Every process in one of the lab's network namespaces: on a host, in a hypervisor, or of a user of it."""
+    namespaces = {path.stat().st_ino for path in Path("/run/netns").glob(namespace("*"))}
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "ns" / "net").stat().st_ino in inodes:
-                os.kill(int(process.name), signal.SIGKILL)
+            if (process / "ns" / "net").stat().st_ino in namespaces:
+                found.append(int(process.name))
+    return found
+
+
+def memory() -> float:
+    """What all processes of the lab hold, in MiB, each page counted once (Pss in proc(5))."""
+    held = 0
+    for process in processes():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/smaps_rollup").read_text().partition("Pss:")[2].split()
+            held += int(words[0]) if words else 0
+    return held / 1024
 
 
 def _run(command: list[str], text: str | None = None) -> None:

@@ -405,7 +405,7 @@ def _build_pulumi(folder: Path) -> None:
         (beside / script.name).chmod(0o755)
 
 
-def pulumi() -> tuple[Path | None, Path]:
+def pulumi(plugins: Sequence[str]) -> tuple[Path | None, Path]:
     """Pulumi and its plugins: (the folder of its programs, or None when it is on the PATH; its home)."""
     home = CACHE / "pulumi-home"
     folder = CACHE / f"pulumi-{_digest(*GO.rglob('go.sum'), *GO.rglob('*.go'))}"
@@ -419,20 +419,17 @@ def pulumi() -> tuple[Path | None, Path]:
             if not downloaded:
                 say("  its server is not reached from here: it is built from Go modules")
                 _build_pulumi(folder)
-        environment = {**os.environ, **_environment(None, None if on_path else folder, home)}
-        for name, version in PLUGINS.items():
-            _plugin(name, version, folder, environment)
         stamp.write_text(json.dumps({"on_path": on_path}))
-    on_path = json.loads(stamp.read_text())["on_path"]
-    return (None if on_path else folder), home
+    programs = None if json.loads(stamp.read_text())["on_path"] else folder
+    for name in plugins:
+        if not (home / "plugins" / f"resource-{name}-v{PLUGINS[name]}").is_dir():
+            _plugin(name, PLUGINS[name], folder, {**os.environ, **_environment(None, programs, home)})
+    return programs, home
 
 
 def _plugin(name: str, version: str, folder: Path, environment: dict[str, str]) -> None:
     binary = shutil.which("pulumi", path=environment["PATH"]) or "pulumi"
     install = [binary, "plugin", "install", "resource", name, version]
-    listed = subprocess.run([binary, "plugin", "ls", "--json"], env=environment, capture_output=True, text=True)
-    if any(p["name"] == name and p["version"] == version for p in json.loads(listed.stdout or "[]")):
-        return
     with contextlib.suppress(subprocess.TimeoutExpired):
         # Only a server that is reached at all is worth waiting for.
         online = subprocess.run(install, env=environment, capture_output=True, timeout=180 if _reached() else 0.01)
@@ -464,6 +461,8 @@ def _environment(venv: Path | None, programs: Path | None, home: Path) -> dict[s
         "PATH": os.pathsep.join([*folders, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]),
         "PULUMI_HOME": str(home),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
+        # What is needed was installed here; a plugin that a stack does not use is not looked for anywhere.
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if venv:
@@ -471,8 +470,11 @@ def _environment(venv: Path | None, programs: Path | None, home: Path) -> dict[s
     return variables
 
 
-def set_up(machines: str) -> dict[str, str]:
+def set_up(machines: str, *, libvirt: bool = False) -> dict[str, str]:
     """Does every phase that is still to be done. Returns the variables of the environment to work in.
+
+    ``libvirt`` asks for the plugin that makes machines on hypervisors; building it takes over a minute, and a stack
+    of existing machines does without.
 
     Raises `SetupFailed` with all that is wrong with the machine, before anything was installed.
     """
@@ -481,7 +483,7 @@ def set_up(machines: str) -> dict[str, str]:
     with one_at_a_time():
         debian_packages(machines)
         venv = python_environment()
-        programs, home = pulumi()
+        programs, home = pulumi(("command", "libvirt") if libvirt else ("command",))
     return _environment(venv, programs, home)
 
 
@@ -494,9 +496,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", nargs="?", choices=("run",))
     parser.add_argument("--machines", choices=("containers", "vms"), default="")
+    parser.add_argument("--libvirt", action="store_true", help="the plugin that makes machines on hypervisors")
     options = parser.parse_args(own)
     try:
-        variables = set_up(options.machines)
+        variables = set_up(options.machines, libvirt=options.libvirt or options.machines == "vms")
     except SetupFailed as error:
         say(str(error))
         return 1
