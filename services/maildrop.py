@@ -8,7 +8,6 @@ from services import dovecot, learning, postfix, replication
 from services.service import Compile, Directory, File, Listen, Service, Source, Unit, User
 from services.table import table
 
-HOME = "/var/vmail"
 IMAPS, IMAPS_PROXY = 993, 10993
 SIEVE, SIEVE_PROXY = 4190, 14190
 """Ports for clients of the sites, and ports for front ends alone, which speak the PROXY protocol."""
@@ -33,8 +32,9 @@ def configure(stack: Stack, host: Host) -> Service:
             "dovecot-sieve",
             "dovecot-managesieved",
         ),
-        users=(User("vmail", home=HOME),),
-        directories=(Directory(HOME, mode="0700", owner="vmail", group="vmail"),),
+        users=(User("vmail", home=replication.STORE),),
+        # Not writable for the owner of the mail: no home comes into being on a disk that is not the right one.
+        directories=(Directory(replication.STORE, mode="0750", group="vmail"),),
         files=(
             *postfix.files(
                 stack,
@@ -42,7 +42,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 "maildrop",
                 senders=senders,
                 frontends=frontends,
-                home=HOME,
+                home=replication.HOMES,
                 users=dovecot.USERS,
                 replicates=replication.peer_of(stack, host) is not None,
                 replication=replication,
@@ -59,7 +59,7 @@ def configure(stack: Stack, host: Host) -> Service:
             *postfix.units(stack, host),
             Unit(
                 "dovecot.service",
-                restart_on=("/etc/dovecot/dovecot.conf",),
+                restart_on=("/etc/dovecot/dovecot.conf", replication.DOVECOT_GUARD),
                 reload_on=("/etc/posthorn/", replication.PASSWORD),
             ),
         ),

@@ -41,7 +41,7 @@ EVERYWHERE: tuple[Configure, ...] = (
 OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.SMTP_IN: (rspamd_proxy.configure, postsrsd.configure, smtp_in.configure),
     Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
-    Role.MAILDROP: (replication.configure, maildrop.configure, learning.send),
+    Role.MAILDROP: (replication.guard, replication.configure, maildrop.configure, learning.send),
     Role.FRONTEND: (frontend.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),
 }
