@@ -125,7 +125,10 @@ def start(state: State, name: str, lower: Path) -> None:
 
 
 def wait_for_ssh(state: State, addresses: Mapping[str, str]) -> None:
-    """Waits until every machine (name to address) shows an SSH banner to the operator."""
+    """Waits until every machine (name to address) shows an SSH banner to the operator.
+
+    Raises `LabError` when one takes too long, with its last words when it has ended.
+    """
     script = "import socket,sys;s=socket.create_connection((sys.argv[1],22),2);sys.exit(0 if s.recv(4)==b'SSH-' else 1)"
     deadline = time.monotonic() + START_SECONDS
     waiting = dict(addresses)
@@ -135,7 +138,11 @@ def wait_for_ssh(state: State, addresses: Mapping[str, str]) -> None:
             if done.returncode == 0:
                 del waiting[name]
         if waiting and time.monotonic() > deadline:
-            raise LabError(f"{', '.join(waiting)} did not answer on SSH within {START_SECONDS:.0f} s")
+            lines = [f"{', '.join(waiting)} did not answer on SSH within {START_SECONDS:.0f} s"]
+            for name in (name for name in waiting if leader(state, name) is None):
+                said = (machine_folder(state, name) / "console.log").read_text(errors="replace")
+                lines.append(f"{name} has ended: {said[-300:].strip()}")
+            raise LabError("\n".join(lines))
         if waiting:
             time.sleep(POLL_SECONDS)
 

@@ -8,6 +8,7 @@ from services.render import render_tree
 from services.service import Directory, File, SecretFile, Service, Unit
 
 KEYS = "/etc/opendkim/keys"
+DROP_IN = "/etc/systemd/system/opendkim.service.d/"
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -35,5 +36,5 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(path, f"dkim-{selector}-{domain}", key(domain), owner="opendkim", group="opendkim")
             for domain, path in names.items()
         ),
-        units=(Unit("opendkim.service", restart_on=("/etc/opendkim.conf", "/etc/opendkim/")),),
+        units=(Unit("opendkim.service", restart_on=("/etc/opendkim.conf", "/etc/opendkim/", DROP_IN)),),
     )
