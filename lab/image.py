@@ -21,7 +21,8 @@ BASE = (
 ROLES = (
     "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
     "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
-    "libnginx-mod-stream stunnel4"
+    "libnginx-mod-stream stunnel4 php-fpm php-enchant php-gd php-sqlite3 php-zip roundcube-core roundcube-plugins "
+    "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl"
 ).split()
 ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
 """What only the lab's own machines need: name servers, and the checks of the foreign mail host."""
@@ -29,13 +30,16 @@ ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
 # Every daemon waits for its configuration; the agent enables what a host needs.
 AT_REST = (
     "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 knot "
-    "systemd-timesyncd unattended-upgrades"
+    "systemd-timesyncd unattended-upgrades roundcube-gc.timer roundcube-cleandb.timer"
 ).split()
 MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service unbound-resolvconf.service"
-DEBCONF = "postfix postfix/main_mailer_type select No configuration"
+DEBCONF = """postfix postfix/main_mailer_type select No configuration
+roundcube-core roundcube/dbconfig-install boolean false
+"""
 
 TIDY = f"""set -e
 systemctl --root="$1" disable --quiet {" ".join(AT_REST)} 2>/dev/null || true
+systemctl --root="$1" disable --quiet $(cd "$1"/usr/lib/systemd/system && echo php*-fpm.service)
 systemctl --root="$1" mask --quiet {MASKED} 2>/dev/null
 rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/postsrsd.secret "$1"/etc/hostname "$1"/etc/resolv.conf
 : > "$1"/etc/machine-id
@@ -105,7 +109,7 @@ def _make(release: int, image: Path, log: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         sources, tidy, answers = (Path(scratch, name) for name in ("sources.list", "tidy", "answers"))
         sources.write_text(_sources(SUITES[release]))
-        answers.write_text(DEBCONF + "\n")
+        answers.write_text(DEBCONF)
         tidy.write_text(f"#!/bin/sh\n{TIDY}")
         tidy.chmod(0o755)
         command = [

@@ -12,7 +12,7 @@ from model.stack import Stack
 
 Check = Callable[[Stack], Iterator[Problem]]
 
-NOT_YET = (Role.WEBMAIL, Role.RELAY_CLIENT)
+NOT_YET = (Role.RELAY_CLIENT,)
 """Refused, where it would be a host on which nothing runs."""
 
 
@@ -121,6 +121,11 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
         for role in NOT_YET:
             if role in settings.roles:
                 yield Problem(f"hosts.{name}.roles", f"{role.value} is a role that this version has no service for yet")
+    for name, settings in stack.hosts.items():
+        if Role.WEBMAIL in settings.roles and Role.FRONTEND not in settings.roles:
+            yield Problem(f"hosts.{name}.roles", "webmail is served by the NGINX of a front end: add the role frontend")
+    if stack.hosts_with(Role.WEBMAIL) and not stack.access.users_from:
+        yield Problem("access.users_from", "names no network: then nobody gets to the web mail")
     postfix = (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP)
     for name, settings in stack.hosts.items():
         mta = [role.value for role in postfix if role in settings.roles]

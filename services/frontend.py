@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Host, Stack
-from services import identity, maildrop, smtp_out
+from services import identity, maildrop, smtp_out, webmail
 from services.render import render_tree
 from services.service import Check, Listen, Service, Source, Unit
 
@@ -20,22 +20,41 @@ class Stream:
     name: str
     port: int
     servers: tuple[str, ...]
-    everybody: bool
+    everybody: bool = True
+    listens: tuple[str, ...] = ("0.0.0.0", "[::]")
+    names_client: bool = True
+    """Whether the server is told, by the PROXY protocol, who the client is."""
+
+
+@dataclass(frozen=True)
+class Webmail:
+    """What NGINX has to know of the web mail: the hosts that have it, in their order, and whether this is one."""
+
+    names: tuple[str, ...]
+    internal: str
+    hosts: tuple[str, ...]
+    here: tuple[str, ...]
+    frontends: tuple[IPAddress, ...]
+    port: int = webmail.WEB
+    socket: str = webmail.SOCKET
 
 
 def configure(stack: Stack, host: Host) -> Service:
     """NGINX on all addresses. 4190 and the web mail are for the networks of the users alone."""
     name = stack.public_name("webmail")
     streams = (
-        _stream(stack, "submission", 587, Role.SMTP_OUT, smtp_out.SUBMISSION_PROXY),
-        _stream(stack, "imaps", 993, Role.MAILDROP, maildrop.IMAPS_PROXY),
-        _stream(stack, "sieve", 4190, Role.MAILDROP, maildrop.SIEVE_PROXY, everybody=False),
+        Stream("submission", 587, _servers(stack, Role.SMTP_OUT, smtp_out.SUBMISSION_PROXY)),
+        Stream("imaps", 993, _servers(stack, Role.MAILDROP, maildrop.IMAPS_PROXY)),
+        Stream("sieve", 4190, _servers(stack, Role.MAILDROP, maildrop.SIEVE_PROXY), everybody=False),
+        *(_ways_of_webmail(stack) if host.has(Role.WEBMAIL) else ()),
     )
     web = {"kind": "http", "address": "127.0.0.1", "path": "/", "server_name": name, "status": [200, 301, 302]}
     return Service(
         name="frontend",
         packages=("nginx", "libnginx-mod-stream"),
-        files=render_tree("frontend", stack=stack, host=host, identity=identity, streams=streams, webmail=name),
+        files=render_tree(
+            "frontend", stack=stack, host=host, identity=identity, streams=streams, webmail=_webmail(stack, host)
+        ),
         units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/")),),
         checks=(Check(("nginx", "-t", "-q")),),
         health=({**web, "port": 443, "tls": True}, {**web, "port": 80, "tls": False}),
@@ -46,7 +65,32 @@ def configure(stack: Stack, host: Host) -> Service:
     )
 
 
-def _stream(stack: Stack, name: str, port: int, role: Role, to: int, *, everybody: bool = True) -> Stream:
-    addresses: Iterable[IPAddress] = (host.addresses.local[0] for host in stack.hosts_with(role))
-    servers = tuple(f"[{a}]:{to}" if a.version == 6 else f"{a}:{to}" for a in addresses)
-    return Stream(name, port, servers, everybody)
+def _webmail(stack: Stack, host: Host) -> Webmail:
+    internal = stack.internal_name(Role.WEBMAIL)
+    public = stack.public_name("webmail")
+    return Webmail(
+        names=(public, internal, public.partition(".")[0]),
+        internal=internal,
+        hosts=tuple(_literal(other.addresses.local[0]) for other in stack.hosts_with(Role.WEBMAIL)),
+        here=tuple(map(_literal, host.addresses.local)) if host.has(Role.WEBMAIL) else (),
+        frontends=stack.local_addresses(Role.FRONTEND),
+    )
+
+
+def _ways_of_webmail(stack: Stack) -> Iterable[Stream]:
+    """The mail hosts as Roundcube reaches them, on loopback. It says itself who the client is."""
+    for name, port, role, to in (
+        ("webmail-submission", webmail.SUBMISSION, Role.SMTP_OUT, smtp_out.SUBMISSION),
+        ("webmail-imaps", webmail.IMAPS, Role.MAILDROP, maildrop.IMAPS),
+        ("webmail-sieve", webmail.SIEVE, Role.MAILDROP, maildrop.SIEVE),
+    ):
+        yield Stream(name, port, _servers(stack, role, to), listens=("127.0.0.1",), names_client=False)
+
+
+def _literal(address: IPAddress) -> str:
+    """An address as NGINX wants it before a port."""
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _servers(stack: Stack, role: Role, port: int) -> tuple[str, ...]:
+    return tuple(f"{_literal(host.addresses.local[0])}:{port}" for host in stack.hosts_with(role))

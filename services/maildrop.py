@@ -42,6 +42,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 "maildrop",
                 senders=senders,
                 frontends=frontends,
+                webmails=stack.local_addresses(Role.WEBMAIL),
                 home=replication.HOMES,
                 users=dovecot.USERS,
                 replicates=replication.peer_of(stack, host) is not None,

@@ -24,6 +24,7 @@ from services import (
     smtp_out,
     ssh,
     upkeep,
+    webmail,
 )
 from services.service import Service
 
@@ -43,6 +44,7 @@ OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
     Role.MAILDROP: (replication.guard, replication.configure, maildrop.configure, learning.send),
     Role.FRONTEND: (frontend.configure,),
+    Role.WEBMAIL: (webmail.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),
 }
 

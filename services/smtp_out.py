@@ -35,6 +35,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 submission=SUBMISSION,
                 submission_proxy=SUBMISSION_PROXY,
                 users=dovecot.USERS,
+                webmails=stack.local_addresses(Role.WEBMAIL),
             ),
             File("/etc/postfix/senders", table(owners(stack))),
         ),
