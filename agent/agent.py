@@ -435,7 +435,8 @@ def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], st
     done = run("systemctl", verb, "--quiet", *options, "--", *units)
     if done.returncode:
         for unit in units:
-            if run("systemctl", "is-failed", "--quiet", unit).returncode == 0:
+            # Also one that is about to be started again: it has not failed for good.
+            if run("systemctl", "show", "--property=Result", "--value", unit).stdout.strip() != "success":
                 journal = run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
                 raise Failed(f"{of(unit)}: {unit} does not {verb}:\n{journal or words(done)}")
         raise Failed(f"systemctl {verb} {' '.join(units)}: {words(done)}")

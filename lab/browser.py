@@ -135,12 +135,19 @@ class Browser:
     # Elements
 
     def find(self, selector: str) -> str:
-        return str(self._do("/element", using="css selector", value=selector)[ELEMENT])
+        """The first element of a selector that can be seen, else the first at all."""
+        found = [str(each[ELEMENT]) for each in self._do("/elements", using="css selector", value=selector)]
+        if not found:
+            raise BrowserError(f"there is no {selector}")
+        return next((element for element in found if self._visible(element)), found[0])
+
+    def _visible(self, element: str) -> bool:
+        return bool(self._ask("GET", f"{self._session}/element/{element}/displayed"))
 
     def shows(self, selector: str) -> bool:
         """Whether an element is there and can be seen."""
         try:
-            return bool(self._ask("GET", f"{self._session}/element/{self.find(selector)}/displayed"))
+            return self._visible(self.find(selector))
         except BrowserError:
             return False
 

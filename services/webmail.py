@@ -82,7 +82,7 @@ def configure(stack: Stack, host: Host) -> Service:
         masked=(f"php{php}-fpm.service", "roundcube-cleandb.timer"),
         checks=(
             Check(("php", "-l", "/etc/roundcube/config.inc.php")),
-            Check((f"php-fpm{php}", "--test", "--fpm-config", f"{SETTINGS}/fpm.conf")),
+            Check(("runuser", "-u", "webmail", "--", f"php-fpm{php}", "--test", "--fpm-config", f"{SETTINGS}/fpm.conf")),
         ),
         health=({**probe, "path": "/", "server_name": internal},),
         listens=(Listen(WEB, frm=stack.local_addresses(Role.FRONTEND)),),

@@ -20,7 +20,7 @@ class posthorn extends rcube_plugin
         $this->add_hook('user_create', [$this, 'user_create']);
         $this->add_hook('login_after', [$this, 'login_after']);
         $this->add_hook('ready', [$this, 'ready']);
-        if ($_SERVER['REQUEST_METHOD'] == 'POST') {
+        if (($_SERVER['REQUEST_METHOD'] ?? '') == 'POST') {
             // Whatever the request was for: what it changed is looked for when it is done.
             $this->rc->add_shutdown_function([$this, 'save']);
         }

@@ -51,7 +51,7 @@ class posthorn_state
      */
     public function bring($ask)
     {
-        $lock = fopen($this->rc->config->get('temp_dir') . "state-{$this->user}.lock", 'c');
+        $lock = fopen($this->rc->config->get('temp_dir') . "/state-{$this->user}.lock", 'c');
         flock($lock, LOCK_EX);
         $base = $this->base();
         $rows = $this->rows();
