@@ -82,7 +82,8 @@ def configure(stack: Stack, host: Host) -> Service:
         masked=(f"php{php}-fpm.service", "roundcube-cleandb.timer"),
         checks=(
             Check(("php", "-l", "/etc/roundcube/config.inc.php")),
-            Check(("runuser", "-u", "webmail", "--", f"php-fpm{php}", "--test", "--fpm-config", f"{SETTINGS}/fpm.conf")),
+            # As the user that it runs as: root would be asked which one that is.
+            Check(("runuser", "-u", "webmail", "--", f"php-fpm{php}", "-t", "-y", f"{SETTINGS}/fpm.conf")),
         ),
         health=({**probe, "path": "/", "server_name": internal},),
         listens=(Listen(WEB, frm=stack.local_addresses(Role.FRONTEND)),),
