@@ -89,6 +89,21 @@ def test_whoever_does_not_answer_is_named_with_the_way_around(
     assert running.unreachable(stack, ["elm"]) == []
 
 
+def test_a_hypervisor_that_does_not_answer_is_named_by_its_site(
+    keyed_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[None]:
+        if where == ("198.19.0.3", 22):
+            raise TimeoutError("timed out")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert running.unreachable(keyed_stack) == [
+        "the hypervisor of site ash does not answer at 198.19.0.3 port 22 (timed out); if the site is lost: WITHOUT=ash"
+    ]
+    assert running.unreachable(keyed_stack, ["ash"]) == []
+
+
 @pytest.mark.parametrize(("held", "problems"), [("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me", 0), ("", 1)])
 def test_a_push_that_would_lock_its_operator_out_is_not_started(
     keyed_stack: Stack, monkeypatch: pytest.MonkeyPatch, held: str, problems: int

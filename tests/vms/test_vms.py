@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lab import up, vms
+from lab import faults, up, vms
 from lab.state import FOLDER, State, load, namespace
 from tests.lab.conftest import Lab
 
@@ -47,6 +47,18 @@ def test_a_second_up_changes_nothing(state: State) -> None:
 def test_a_refresh_finds_nothing_changed(state: State) -> None:
     printed = ops(state, "refresh", "lab-vms", "--yes")
     assert " unchanged" in printed and "updated" not in printed
+
+
+def test_a_hypervisor_that_is_cut_off_is_named_and_the_other_sites_go_on_without_it(state: State) -> None:
+    faults.fail(state, "site", "elm", black_hole=True)
+    try:
+        refused = Lab(state).ops("up", "lab-vms", "--yes")
+        assert refused.returncode == 1 and "Traceback" not in refused.stdout
+        assert "the hypervisor of site elm does not answer at 198.19.0.2 port 22" in refused.stdout
+        assert "WITHOUT=elm" in refused.stdout
+        ops(state, "up", "lab-vms", "--yes", "--without", "elm")
+    finally:
+        faults.heal(state, "site", "elm")
 
 
 def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(state: State) -> None:
