@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -124,27 +125,48 @@ def start(state: State, name: str, lower: Path) -> None:
     (folder / "pid").write_text(f"{launcher.pid} {started}")
 
 
+WAIT = """
+import asyncio, json, sys
+
+async def banner(address):
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(address, 22)
+            said = await asyncio.wait_for(reader.read(4), 10)
+            writer.close()
+            if said == b"SSH-":
+                return
+        except (OSError, TimeoutError):
+            pass
+        await asyncio.sleep(0.05)
+
+async def main(machines, seconds):
+    waiting = {asyncio.create_task(banner(address)): name for name, address in machines.items()}
+    _, late = await asyncio.wait(waiting, timeout=seconds)
+    print(*(waiting[task] for task in late))
+    for task in late:
+        task.cancel()
+
+asyncio.run(main(json.loads(sys.argv[1]), float(sys.argv[2])))
+"""
+
+
 def wait_for_ssh(state: State, addresses: Mapping[str, str]) -> None:
     """Waits until every machine (name to address) shows an SSH banner to the operator.
 
     Raises `LabError` when one takes too long, with its last words when it has ended.
     """
-    script = "import socket,sys;s=socket.create_connection((sys.argv[1],22),2);sys.exit(0 if s.recv(4)==b'SSH-' else 1)"
-    deadline = time.monotonic() + START_SECONDS
-    waiting = dict(addresses)
-    while waiting:
-        for name, address in list(waiting.items()):
-            done = state.run_in("operator", ["python3", "-c", script, address], capture_output=True)
-            if done.returncode == 0:
-                del waiting[name]
-        if waiting and time.monotonic() > deadline:
-            lines = [f"{', '.join(waiting)} did not answer on SSH within {START_SECONDS:.0f} s"]
-            for name in (name for name in waiting if leader(state, name) is None):
-                said = (machine_folder(state, name) / "console.log").read_text(errors="replace")
-                lines.append(f"{name} has ended: {said[-300:].strip()}")
-            raise LabError("\n".join(lines))
-        if waiting:
-            time.sleep(POLL_SECONDS)
+    command = [state.python, "-c", WAIT, json.dumps(dict(addresses)), str(START_SECONDS)]
+    done = state.run_in("operator", command, capture_output=True, text=True)
+    late = done.stdout.split()
+    if done.returncode:
+        raise LabError(f"nobody could look whether machines answer on SSH: {done.stderr.strip()}")
+    if late:
+        lines = [f"{', '.join(late)} did not answer on SSH within {START_SECONDS:.0f} s"]
+        for name in (name for name in late if leader(state, name) is None):
+            said = (machine_folder(state, name) / "console.log").read_text(errors="replace")
+            lines.append(f"{name} has ended: {said[-300:].strip()}")
+        raise LabError("\n".join(lines))
 
 
 def kill(name: str) -> None:
