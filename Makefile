@@ -5,8 +5,11 @@ SHELL    := /bin/bash
 MACHINES ?= vms
 STACK    ?= lab-$(MACHINES)
 OUT      ?= out
+RELEASE  := $(or $(RELEASE),$(POSTHORN_RELEASE))
 WITHOUT  ?=
 YES      ?=
+# Of the lab's hosts; where nothing is said, that of stacks/Pulumi.lab.yaml.
+export POSTHORN_RELEASE := $(RELEASE)
 
 TOOLS  := python3 tools/setup.py run
 # The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
@@ -20,7 +23,7 @@ FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(YES),--yes)
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-lab: ## A whole small internet on this machine, with the mail service in it (MACHINES=vms or containers)
+lab: ## A whole small internet on this machine, with the mail service in it (MACHINES=vms or containers, RELEASE=12 or 13)
 	@$(TOOLS) --machines $(MACHINES) -- python -m lab up --machines $(MACHINES)
 
 lab-down: ## Remove the lab, and leave nothing of it behind

@@ -1,4 +1,4 @@
-"""The lab's commands: up, down, status, run, operator, proof, fail, heal."""
+"""The lab's commands: up, down, status, run, operator, proof, reinstall, fail, heal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from lab import faults, up
+from lab import faults, image, up
 from lab.proof import ProofFailed, prove
-from lab.state import LabError, load
+from lab.state import RELEASE, LabError, load
 from model.base import StackError
 from ops.pulumi import OperatorError
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = commands.add_parser("up", help="start the lab, bring the stack up in it, and prove that mail flows")
     start.add_argument("--machines", choices=("vms", "containers"), default="containers")
     start.add_argument("--virtual", default="", help="with vms: only these hosts, joined by commas; else all")
+    start.add_argument("--release", type=int, choices=image.SUITES, default=RELEASE, help="Debian on the hosts")
     start.add_argument("--only-infrastructure", action="store_true", help="no make up, no proof")
     commands.add_parser("down", help="remove the lab, and leave nothing behind")
     commands.add_parser("status", help="sites, hosts, addresses and states")
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("where", help="a host, or client, foreign, operator, internet")
     operator = commands.add_parser("operator", help="run a command as the operator: operator -- COMMAND …")
     operator.add_argument("--stack", default="")
+    anew = commands.add_parser("reinstall", help="install a host anew, with the disk that it keeps; make up fills it")
+    anew.add_argument("host")
+    anew.add_argument("--release", type=int, choices=image.SUITES, help="another Debian than it has")
+    anew.add_argument("--blank", action="store_true", help="as after the loss of all its disks")
     for name, words in (("fail", "break a host, a site or a link"), ("heal", "mend it again")):
         fault = commands.add_parser(name, help=words)
         fault.add_argument("kind", choices=faults.KINDS)
@@ -48,7 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.command:
             case "up":
                 virtual = [name for name in options.virtual.split(",") if name]
-                up.up(console, options.machines, virtual=virtual, only_infrastructure=options.only_infrastructure)
+                up.up(
+                    console,
+                    options.machines,
+                    virtual=virtual,
+                    release=options.release,
+                    only_infrastructure=options.only_infrastructure,
+                )
             case "down":
                 up.down(console)
             case "status":
@@ -59,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.execvpe(*_exec(options.where, command))
             case "operator":
                 os.execvpe(*_exec("operator", command))
+            case "reinstall":
+                up.reinstall(load(), options.host, options.release, blank=options.blank)
             case "fail":
                 faults.fail(load(), options.kind, options.name, black_hole=options.black_hole)
             case "heal":

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lab.state import LAB, LabError, State, namespace
@@ -203,6 +203,23 @@ def stop_all() -> int:
     return len(names)
 
 
-def wipe(state: State, name: str) -> None:
-    """Throws away all that a machine ever wrote, as when it was installed anew. It must not run."""
-    shutil.rmtree(machine_folder(state, name), ignore_errors=True)
+def reinstall(state: State, name: str, keep: Collection[str] = ()) -> None:
+    """Installs a machine anew, and leaves it off: of all that it wrote, only the paths of ``keep`` are there again.
+
+    Its SSH host key is the stack's, so whoever installs it puts that there again.
+    """
+    kill(name)
+    deadline = time.monotonic() + START_SECONDS
+    while _launcher(state, name) is not None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    folder = machine_folder(state, name)
+    former = folder.with_name(f".{name}")
+    folder.rename(former)
+    prepare(state, name, host_key=False)
+    keys = [path.relative_to(former / "upper") for path in (former / "upper/etc/ssh").glob("ssh_host_ed25519_key*")]
+    for path in (*keys, *(Path(path.lstrip("/")) for path in keep)):
+        if (former / "upper" / path).exists():
+            target = folder / "upper" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (former / "upper" / path).rename(target)
+    shutil.rmtree(former)

@@ -50,7 +50,7 @@ def fail(state: State, kind: str, name: str, *, black_hole: bool = False) -> Non
 def heal(state: State, kind: str, name: str) -> None:
     """Mends what `fail` broke. A host starts again with all that it had on its disk."""
     if kind == "host":
-        containers.start(state, name, folder(12) / "root")
+        containers.start(state, name, folder(state.release_of(name)) / "root")
         return
     for where, device in _ends(state, kind, name):
         _run(where, ["ip", "link", "set", device, "up"])

@@ -26,6 +26,8 @@ ROLES = (
 ).split()
 ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
 """What only the lab's own machines need: name servers, and the checks of the foreign mail host."""
+OWN = 12
+"""The release of the lab's own machines, whatever the stack's hosts run."""
 
 # Every daemon waits for its configuration; the agent enables what a host needs.
 AT_REST = (
@@ -76,9 +78,14 @@ def _sources(suite: str) -> str:
     )
 
 
+def packages(release: int) -> list[str]:
+    """What is installed in an image, beside what that depends on."""
+    return sorted({*BASE, *ROLES, *(ABROAD if release == OWN else ())})
+
+
 def recipe(release: int) -> dict[str, object]:
     """All that decides what is in an image: equal recipes give equal images."""
-    return {"release": release, "packages": sorted({*BASE, *ROLES, *ABROAD}), "tidy": TIDY, "debconf": DEBCONF}
+    return {"release": release, "packages": packages(release), "tidy": TIDY, "debconf": DEBCONF}
 
 
 def folder(release: int) -> Path:
@@ -116,7 +123,7 @@ def _make(release: int, image: Path, log: Path) -> Path:
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
-            f"--include={','.join(sorted({*BASE, *ROLES, *ABROAD}))}",
+            f"--include={','.join(packages(release))}",
             f'--essential-hook=chroot "$1" debconf-set-selections < {answers}',
             f"--customize-hook={tidy}",
             SUITES[release],

@@ -45,12 +45,15 @@ def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     def part(key: str) -> dict[str, Any]:
         return config[f"{PROJECT}:{key}"]  # type: ignore[no-any-return]
 
+    part("service")["release"] = state.release
     part("access")["operators"] = [state.operator_public_key]
     part("dns")["resolver"]["trust_anchor"] = list(state.trust_anchor)
     part("dns")["servers"]["lab"]["key"] = state.tsig_name
     for name, account in part("accounts").items():
         account["password"] = _kept(before, name, state.passwords[name])
     for name, host in part("hosts").items():
+        if name in state.releases:
+            host["release"] = state.releases[name]
         if name not in state.virtual:
             del host["machine"]
             host["existing"] = {"host_key": state.host_keys[name], "generation": state.generations[name]}

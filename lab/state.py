@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posthorn"
 LAB = os.environ.get("POSTHORN_LAB") or "lab"
 """Which lab: several stand side by side, and know nothing of one another. The tests have one of their own."""
+RELEASE = int(os.environ.get("POSTHORN_RELEASE") or 0) or None
+"""The Debian release of the hosts of a lab that is made, where that is not to be the committed stack's."""
 FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / LAB
 PREFIX = f"posthorn-{LAB}-"
 RESOLVER = "203.0.113.54"
@@ -49,6 +51,10 @@ class State:
     machines: str = "containers"
     virtual: tuple[str, ...] = ()
     """Hosts that are virtual machines; the others are containers."""
+    release: int = 12
+    """The Debian release of the stack's hosts …"""
+    releases: dict[str, int] = field(default_factory=dict)
+    """… and of those that were installed anew with another one."""
     passwords: dict[str, str] = field(default_factory=dict)
     tsig_name: str = "posthorn-lab"
     tsig_secret: str = ""
@@ -93,6 +99,10 @@ class State:
         """Writes it down, readable by root alone."""
         values = {key: value for key, value in asdict(self).items() if key != "folder"}
         write_atomically(self.file, json.dumps(values, indent=1), 0o600)
+
+    def release_of(self, host: str) -> int:
+        """The Debian release of a host of the stack."""
+        return self.releases.get(host, self.release)
 
     # Running things
 
@@ -159,22 +169,30 @@ def load() -> State:
     return State(**values)
 
 
-def load_or_make(machines: str, virtual: Collection[str] = ()) -> State:
+def load_or_make(machines: str, virtual: Collection[str] = (), release: int | None = None) -> State:
     """The lab's state, made with fresh keys and passwords when there is none.
 
-    With VMs, ``virtual`` names the hosts that are to be some; without it all are.
+    With VMs, ``virtual`` names the hosts that are to be some; without it all are. ``release`` is the Debian release of
+    the hosts; without it that of a running lab, or of the committed stack. Raises `LabError` when a running lab is
+    another one.
     """
     if (FOLDER / "state.json").exists():
         state = load()
         if state.machines != machines:
             raise LabError(f"the lab runs with {state.machines}: make lab-down first, or MACHINES={state.machines}")
+        if release not in (None, state.release):
+            raise LabError(f"the lab runs Debian {state.release}: make lab-down first, or RELEASE={state.release}")
         return state
     FOLDER.mkdir(parents=True, exist_ok=True, mode=0o700)
     (FOLDER / "backend").mkdir(exist_ok=True)
     lab_stack = stack()
     if unknown := set(virtual) - set(lab_stack.hosts):
         raise LabError(f"there is no host {', '.join(sorted(unknown))} (hosts: {', '.join(lab_stack.hosts)})")
-    state = State(machines=machines, virtual=tuple(virtual or lab_stack.hosts) if machines == "vms" else ())
+    state = State(
+        machines=machines,
+        virtual=tuple(virtual or lab_stack.hosts) if machines == "vms" else (),
+        release=release or lab_stack.service.release,
+    )
     public, private = ssh_key("operator")
     state.operator_public_key = public
     write_atomically(state.operator_key, private, 0o600)

@@ -21,6 +21,7 @@ from lab import containers, foreign, image, internet, live, network
 from lab.proof import prove
 from lab.state import FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
+from services import data_disk
 
 LOCK = Path(f"/run/posthorn-{LAB}.lock")
 INFRASTRUCTURE = (internet.NAME, foreign.NAME)
@@ -102,16 +103,16 @@ def _agent_pid(state: State) -> int | None:
     return None
 
 
-def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = ()) -> State:
+def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = (), release: int | None = None) -> State:
     """Images, wires, name servers, the foreign host, and machines that answer on SSH. Does only what is missing."""
     lab_stack = stack()
-    state = load_or_make(machines, virtual)
+    state = load_or_make(machines, virtual, release)
     logs = state.folder.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    lower = image.folder(12) / "root"
-    if not (image.folder(12) / "packages").exists():
-        with phases.phase("Debian 12 image"):
-            image.make(12, logs / "image-12.log")
+    for needed in sorted({image.OWN, *(state.release_of(host) for host in lab_stack.hosts)}):
+        if not (image.folder(needed) / "packages").exists():
+            with phases.phase(f"Debian {needed} image"):
+                image.make(needed, logs / f"image-{needed}.log")
     if not network.exists():
         with phases.phase("network"):
             network.build(lab_stack, [host for host in lab_stack.hosts if host not in state.virtual])
@@ -122,7 +123,8 @@ def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = ())
         with phases.phase(f"{len(names)} containers"):
             for name in names:
                 containers.prepare(state, name)
-                containers.start(state, name, lower)
+                lower = image.OWN if name in INFRASTRUCTURE else state.release_of(name)
+                containers.start(state, name, image.folder(lower) / "root")
             state.save()
             addresses = {host.name: str(host.management_address) for host in hosts}
             addresses |= {foreign.NAME: "203.0.113.25", internet.NAME: "203.0.113.1"}
@@ -146,14 +148,21 @@ def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = F
         raise LabError((done.stdout + done.stderr).strip() if quiet else f"ops {arguments[0]} failed")
 
 
-def up(console: Console, machines: str, *, virtual: Collection[str] = (), only_infrastructure: bool = False) -> None:
+def up(
+    console: Console,
+    machines: str,
+    *,
+    virtual: Collection[str] = (),
+    release: int | None = None,
+    only_infrastructure: bool = False,
+) -> None:
     """Starts the lab, brings the stack up in it, and proves that mail flows. Does only what is missing."""
     phases = Phases(console)
     with _lock():
         if _died():
             with phases.phase("removing a lab that died"):
                 _remove()
-        state = infrastructure(phases, machines, virtual)
+        state = infrastructure(phases, machines, virtual, release)
         if only_infrastructure:
             return
         name = f"lab-{machines}"
@@ -173,6 +182,33 @@ def up(console: Console, machines: str, *, virtual: Collection[str] = (), only_i
             prove(state, console)
     console.print(phases.summary())
     status(console)
+
+
+def reinstall(state: State, name: str, release: int | None = None, *, blank: bool = False) -> None:
+    """Installs a host anew, and has it answer on SSH: ``make up`` fills it again.
+
+    What lies on the data disk of a virtual machine stays, unless it is to be ``blank``. Virtual machines are made anew
+    by ``make up`` itself, which is told so here. Raises `LabError` for a host that the lab does not have.
+    """
+    host = stack().all_hosts.get(name)
+    if host is None:
+        raise LabError(f"there is no host {name} (hosts: {', '.join(stack().hosts)})")
+    with _lock():
+        if release is not None:
+            state.releases[name] = release
+        state.save()
+        if name in state.virtual:
+            from lab import vms
+
+            vms.start(Phases(Console(quiet=True)), state)
+        else:
+            root = image.make(state.release_of(name), state.folder.parent / "logs" / "image.log")
+            containers.reinstall(state, name, () if blank else data_disk.kept(host))
+            containers.start(state, name, root)
+            containers.wait_for_ssh(state, {name: str(host.management_address)})
+            state.generations[name] = str(int(state.generations[name]) + 1)
+            state.save()
+        live.write(state)
 
 
 def _died() -> bool:

@@ -16,8 +16,6 @@ from lab.vm_image import image as vm_image
 if TYPE_CHECKING:
     from lab.up import Phases
 
-RELEASE = 12
-
 
 def hypervisors(folder: Path = FOLDER) -> dict[str, Hypervisor]:
     """The hypervisor of each site, whether it runs or not."""
@@ -28,15 +26,16 @@ def hypervisors(folder: Path = FOLDER) -> dict[str, Hypervisor]:
 
 
 def start(phases: Phases, state: State) -> None:
-    """Makes the image and starts the hypervisors, where they are not there yet, and notes both in the state.
+    """Makes the images and starts the hypervisors, where they are not there yet, and notes both in the state.
 
     Raises `LabError` with what failed.
     """
-    root = image.folder(RELEASE) / "root"
     all_of_them = hypervisors(state.folder)
+    made = {}
     try:
-        with phases.phase("image of the virtual machines"):
-            made = vm_image(root, CACHE / "images")
+        for release in sorted({state.release_of(host) for host in state.virtual}):
+            with phases.phase(f"Debian {release} image of the virtual machines"):
+                made[str(release)] = vm_image(image.folder(release) / "root", CACHE / "images").settings()
         if not all(one.running() for one in all_of_them.values()):
             with phases.phase(f"{len(all_of_them)} hypervisors"), ThreadPoolExecutor() as pool:
                 list(pool.map(lambda one: one.start(state.operator_public_key), all_of_them.values()))
@@ -44,8 +43,8 @@ def start(phases: Phases, state: State) -> None:
         raise LabError(str(error)) from None
     for site, one in all_of_them.items():
         # An image that a running lab has stays: its machines were made of it.
-        known = state.hypervisors.get(site, {}).get("images", {str(RELEASE): made.settings()})
-        state.hypervisors[site] = {**one.settings(), "images": known}
+        known = state.hypervisors.get(site, {}).get("images", {})
+        state.hypervisors[site] = {**one.settings(), "images": made | known}
     state.save()
 
 

@@ -24,15 +24,6 @@ def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"hosts.{name}", f"a host is named role-site: its name must end in -{host.site}")
 
 
-def releases_are_served(stack: Stack) -> Iterator[Problem]:
-    for name, host in stack.all_hosts.items():
-        if stack.release_of(host) != 12:
-            path = f"hosts.{name}.release" if host.release else "service.release"
-            yield Problem(
-                path, "this version serves Debian 12 alone: Dovecot 2.4 of Debian 13 takes no 2.3 configuration"
-            )
-
-
 def preference_names_all_sites(stack: Stack) -> Iterator[Problem]:
     named = stack.service.preference
     for index, site in enumerate(named):
@@ -224,7 +215,6 @@ def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check, ...] = (
-    releases_are_served,
     preference_names_all_sites,
     hosts_are_at_known_sites,
     machines_are_clear,

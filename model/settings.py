@@ -33,7 +33,8 @@ class ServiceSettings(Frozen):
     website: str = Field(pattern=r"^https://")
     preference: tuple[Label, ...] = Field(min_length=1)
     """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
-    release: Release = 12
+    release: Release = 13
+    """Debian on all hosts that do not say another."""
     names: Names = Names()
 
 

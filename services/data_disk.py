@@ -18,6 +18,11 @@ KEPT: dict[Role, tuple[str, ...]] = {
 """What each role keeps there: queues, mail, and what the filters have learnt."""
 
 
+def kept(host: Host) -> tuple[str, ...]:
+    """The paths of a host that outlive an installation, sorted."""
+    return tuple(sorted({path for role in host.roles for path in KEPT.get(role, ())}))
+
+
 def mount_unit(path: str) -> str:
     """The name of the unit that mounts a path (systemd.unit(5), for paths without special characters)."""
     return path.strip("/").replace("/", "-") + ".mount"
@@ -27,9 +32,8 @@ def configure(stack: Stack, host: Host) -> Service:
     """Mounts the data disk at /data, and what is kept on it at its usual places. Existing machines have none."""
     if host.machine is None:
         return Service(name="data-disk")
-    paths = sorted({path for role in host.roles for path in KEPT.get(role, ())})
     format_ = File(f"/etc/systemd/system/{FORMAT}", render("data-disk/format.j2", device=DEVICE))
-    units = [("/data", DEVICE, "ext4", "noatime"), *((path, f"/data{path}", "none", "bind") for path in paths)]
+    units = [("/data", DEVICE, "ext4", "noatime"), *((path, f"/data{path}", "none", "bind") for path in kept(host))]
     return Service(
         name="data-disk",
         files=(

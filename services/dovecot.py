@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import bcrypt
 
 from model.keys import PLACEHOLDER
-from model.stack import Stack
+from model.stack import Host, Stack
 from services.service import Check, SecretFile
 
 USERS = "/etc/dovecot/users"
@@ -32,10 +32,11 @@ def submission_users(stack: Stack) -> dict[str, str]:
     return users
 
 
-def mailbox_users(stack: Stack) -> dict[str, str]:
-    """Everybody who has a mailbox, with its quota."""
+def mailbox_users(stack: Stack, host: Host) -> dict[str, str]:
+    """Everybody who has a mailbox, with its quota: a rule for Dovecot 2.3, a setting for 2.4."""
+    quota = "quota_storage_size=" if stack.release_of(host) >= 13 else "quota_rule=*:storage="
     return {
-        name: f"{account.password.get_secret_value()}::::::userdb_quota_rule=*:storage={account.quota}"
+        name: f"{account.password.get_secret_value()}::::::userdb_{quota}{account.quota}"
         for name, account in stack.accounts.items()
     }
 

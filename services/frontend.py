@@ -53,7 +53,13 @@ def configure(stack: Stack, host: Host) -> Service:
         name="frontend",
         packages=("nginx", "libnginx-mod-stream"),
         files=render_tree(
-            "frontend", stack=stack, host=host, identity=identity, streams=streams, webmail=_webmail(stack, host)
+            "frontend",
+            release=stack.release_of(host),
+            stack=stack,
+            host=host,
+            identity=identity,
+            streams=streams,
+            webmail=_webmail(stack, host),
         ),
         units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/")),),
         checks=(Check(("nginx", "-t", "-q")),),

@@ -34,7 +34,7 @@ def configure(stack: Stack, host: Host) -> Service:
         ),
         users=(User("vmail", home=replication.STORE),),
         # Not writable for the owner of the mail: no home comes into being on a disk that is not the right one.
-        directories=(Directory(replication.STORE, mode="0750", group="vmail"),),
+        directories=(Directory(replication.STORE, mode="0750", group="vmail"), postfix.SOCKETS),
         files=(
             *postfix.files(
                 stack,
@@ -55,7 +55,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 table({postfix.mailbox(stack, account): account for account in stack.accounts}),
             ),
         ),
-        secret_files=(dovecot.users_file(dovecot.mailbox_users(stack)),),
+        secret_files=(dovecot.users_file(dovecot.mailbox_users(stack, host)),),
         units=(
             *postfix.units(stack, host),
             Unit(

@@ -7,7 +7,7 @@ from typing import Any
 from model.stack import Host, Stack
 from services import identity
 from services.render import render_tree
-from services.service import Check, File, Unit
+from services.service import Check, Directory, File, Unit
 from services.table import table
 
 FOLDER = "/etc/postfix/"
@@ -17,6 +17,8 @@ QUIET = 'said=$( { postconf -n; postconf -M; } 2>&1 >/dev/null ); test -z "$said
 
 ``postfix check`` is not asked: it looks at owners and modes, and says nothing of a missing map or certificate.
 """
+SOCKETS = Directory("/var/spool/postfix/private", mode="0700", owner="postfix")
+"""Where Dovecot listens for Postfix. On Debian 13 it comes with the first start, and Dovecot may start before."""
 CHECKS = (Check(("sh", "-c", QUIET)),)
 
 
@@ -35,8 +37,7 @@ def postmaster(stack: Stack) -> str:
 def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...]:
     """The files of one kind of Postfix host, with the aliases of the host itself."""
     own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), postmaster(stack))
-    release = stack.release_of(host)
-    rendered = render_tree(tree, stack=stack, host=host, release=release, identity=identity, **values)
+    rendered = render_tree(tree, release=stack.release_of(host), stack=stack, host=host, identity=identity, **values)
     return (*rendered, File(f"{FOLDER}aliases", table(own)))
 
 

@@ -39,6 +39,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             File("/etc/postfix/senders", table(owners(stack))),
         ),
+        directories=(postfix.SOCKETS,),
         secret_files=(dovecot.users_file(dovecot.submission_users(stack)),),
         units=(
             *postfix.units(stack, host),

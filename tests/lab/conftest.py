@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from lab import live, up
-from lab.state import LabError, State, load
+from lab.state import RELEASE, LabError, State, load
 from model.load import load as load_stack
 from model.stack import Stack
+from services.postfix import units
 
 
 @dataclass
@@ -35,6 +36,11 @@ class Lab:
     def stack(self) -> Stack:
         """The live stack, as its file is now."""
         return load_stack(self.stack_file, self.stack_name)
+
+    def postfix(self, host: str) -> str:
+        """The unit of Postfix on a host, which is another on each release."""
+        stack = self.stack()
+        return units(stack, stack.all_hosts[host])[-1].name
 
     def run(self, where: str, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs a command on a host or in a part of the lab."""
@@ -83,7 +89,7 @@ def lab() -> Iterator[Lab]:
     else:
         if state.machines != "containers":
             pytest.fail(f"the lab runs with {state.machines}: make lab-down first", pytrace=False)
-    up.up(console, "containers")
+    up.up(console, "containers", release=RELEASE)
     try:
         yield Lab(load())
     finally:

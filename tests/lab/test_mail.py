@@ -101,7 +101,8 @@ def test_a_listed_client_is_refused(lab: Lab) -> None:
 def test_an_error_reply_of_a_blocklist_refuses_nobody(lab: Lab) -> None:
     said = talk(lab, source="203.0.113.67", **{"from": "x@far.example"}, recipients=["ann@hill.example"])
     assert said["rcpt"][0] == 250, said
-    log = lab.run("smtp-in-oak", "journalctl", "-u", "postfix@-", "-g", "reject_warning.*203.0.113.67", "-n", "1")
+    unit = lab.postfix("smtp-in-oak")
+    log = lab.run("smtp-in-oak", "journalctl", "-u", unit, "-g", "reject_warning.*203.0.113.67", "-n", "1")
     assert "dnsbl.example" in log.stdout
 
 
@@ -115,7 +116,8 @@ def test_a_mail_to_nobody_is_taken_and_thrown_away(lab: Lab) -> None:
     said = talk(lab, source="203.0.113.68", **{"from": "x@far.example"}, recipients=["noreply@hill.example"], data=text)
     assert said["rcpt"][0] == 250
     if said["end"][0] == 250:
-        log = ("journalctl", "-u", "postfix@-", "-g", "relay=none.*as the stack says", "-n", "1", "-o", "cat")
+        unit = lab.postfix("smtp-in-oak")
+        log = ("journalctl", "-u", unit, "-g", "relay=none.*as the stack says", "-n", "1", "-o", "cat")
         eventually(lambda: "noreply@hill.example" in lab.run("smtp-in-oak", *log).stdout)
 
 
@@ -193,7 +195,7 @@ def test_no_second_mail_is_smuggled_in(lab: Lab) -> None:
     inner = "MAIL FROM:<ann@hill.example>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
     text = mail().removesuffix("\r\n.\r\n") + "\n.\n" + inner
     talk(lab, **{"from": "bob@far.example"}, recipients=["ann@hill.example"], data=text)
-    log = lab.run("smtp-in-oak", "journalctl", "-u", "postfix@-", "-o", "cat", "--since", "-30s").stdout
+    log = lab.run("smtp-in-oak", "journalctl", "-u", lab.postfix("smtp-in-oak"), "-o", "cat", "--since", "-30s").stdout
     assert "from=<ann@hill.example>" not in log
 
 
@@ -262,7 +264,7 @@ def test_what_leaves_tells_nothing_of_the_user_s_place(lab: Lab) -> None:
 def test_limits_are_about_the_real_client(lab: Lab) -> None:
     submission(lab, source="203.0.113.80")
     hosts = [f"smtp-out-{site}" for site in MX]
-    logs = "".join(lab.run(h, "journalctl", "-u", "postfix@-", "-o", "cat", "--since", "-20s").stdout for h in hosts)
+    logs = "".join(lab.run(h, "journalctl", "-u", lab.postfix(h), "-o", "cat", "--since", "-20s").stdout for h in hosts)
     assert re.search(r"connect from \S+\[203\.0\.113\.80\]", logs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab import containers, faults, image
+from lab import faults, up
 from lab.proof import prove
 from services.bundle import bundle
 from tests.lab.conftest import Lab
@@ -46,13 +46,14 @@ def test_a_preview_shows_host_file_and_line_and_touches_nothing(unchanged: Lab) 
 
 def test_an_alias_that_is_added_takes_mail_and_restarts_nothing(unchanged: Lab) -> None:
     def started() -> str:
-        asked = unchanged.run("smtp-in-oak", "systemctl", "show", "-p", "ExecMainPID,MainPID", "postfix@-")
+        asked = unchanged.run("smtp-in-oak", "systemctl", "show", "-p", "ExecMainPID,MainPID", unit)
         return str(asked.stdout)
 
+    unit = unchanged.postfix("smtp-in-oak")
     before = started()
     unchanged.change(alias)
     printed = unchanged.up()
-    assert "reloaded postfix@-.service" in printed
+    assert f"reloaded {unit}" in printed
     assert started() == before
     asked = unchanged.run("smtp-in-oak", "postmap", "-q", "garden@hill.example", "texthash:/etc/postfix/virtual")
     assert asked.stdout.strip() == "ben@maildrop.net.hill.example"
@@ -159,27 +160,11 @@ def test_an_agent_that_was_killed_finishes_its_work_in_the_next_run(unchanged: L
 
 def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None:
     name = "smtp-out-elm"
-    containers.kill(name)
-    wait_until(lambda: containers.leader(lab.state, name) is None)
-    # Its SSH host key is the stack's, so whoever installs it puts that there again.
-    key = containers.upper(lab.state, name) / "etc/ssh/ssh_host_ed25519_key"
-    private, public = key.read_text(), key.with_suffix(".pub").read_text()
-    containers.wipe(lab.state, name)
-    containers.prepare(lab.state, name, host_key=False)
-    key.parent.mkdir(parents=True, exist_ok=True)
-    key.write_text(private)
-    key.chmod(0o600)
-    key.with_suffix(".pub").write_text(public)
-    containers.start(lab.state, name, image.folder(12) / "root")
-    containers.wait_for_ssh(lab.state, {name: "198.18.2.12"})
-    lab.state.generations[name] = str(int(lab.state.generations[name]) + 1)
-    lab.state.save()
-    from lab import live
-
-    live.write(lab.state)
+    up.reinstall(lab.state, name, blank=True)
     printed = lab.up()
     assert "smtp-out-elm: changed" in printed and "smtp-out-oak-files" not in printed
-    assert lab.run(name, "systemctl", "is-active", "postfix@-", "dovecot", "opendkim").stdout.split() == ["active"] * 3
+    units = (lab.postfix(name), "dovecot", "opendkim")
+    assert lab.run(name, "systemctl", "is-active", *units).stdout.split() == ["active"] * 3
 
 
 def wait_until(true: Any, seconds: float = 30) -> None:

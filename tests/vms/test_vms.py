@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from lab import faults, up, vms
-from lab.state import FOLDER, State, load, namespace
+from lab.state import FOLDER, RELEASE, State, load, namespace
 from tests.lab.conftest import Lab
 
 VIRTUAL = ("maildrop-oak", "smtp-in-elm")
@@ -23,7 +23,7 @@ def state() -> Iterator[State]:
     console = Console(highlight=False, width=160)
     up.down(console)
     try:
-        up.up(console, "vms", virtual=VIRTUAL)
+        up.up(console, "vms", virtual=VIRTUAL, release=RELEASE)
         yield load()
     finally:
         up.down(console)
