@@ -104,6 +104,9 @@ def start(state: State, name: str, lower: Path) -> None:
         return
     folder = machine_folder(state, name)
     cgroup = _cgroups() / name
+    # A group that was killed once remembers it: systemd 257 starts processes right in their groups, and the kernel ends
+    # those that come from a killed group into a new one.
+    _clear(cgroup, time.monotonic() + START_SECONDS)
     cgroup.mkdir(parents=True, exist_ok=True)
     variables = {
         "NAME": name,
@@ -180,6 +183,18 @@ def running() -> list[str]:
     return [path.name for path in sorted(_cgroups().glob("*")) if path.is_dir()]
 
 
+def _clear(group: Path, deadline: float) -> None:
+    """Removes the control groups of a machine that was killed, once its last process is gone."""
+    while any(p.read_text().strip() for p in group.rglob("cgroup.procs")) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    for inner in sorted(group.rglob("*"), key=lambda path: -len(path.parts)):
+        if inner.is_dir():
+            with contextlib.suppress(OSError):
+                inner.rmdir()
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
 def stop_all() -> int:
     """Takes the power from all machines, waits for their end, and removes their control groups."""
     names = running()
@@ -187,15 +202,7 @@ def stop_all() -> int:
         kill(name)
     deadline = time.monotonic() + START_SECONDS
     for name in names:
-        group = _cgroups() / name
-        while any(p.read_text().strip() for p in group.rglob("cgroup.procs")) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        for inner in sorted(group.rglob("*"), key=lambda path: -len(path.parts)):
-            if inner.is_dir():
-                with contextlib.suppress(OSError):
-                    inner.rmdir()
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        _clear(_cgroups() / name, deadline)
     for group in (_cgroups(), _cgroups().parent):
         # The outer one goes with the last lab.
         with contextlib.suppress(OSError):

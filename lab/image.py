@@ -45,6 +45,8 @@ systemctl --root="$1" disable --quiet $(cd "$1"/usr/lib/systemd/system && echo p
 systemctl --root="$1" mask --quiet {MASKED} 2>/dev/null
 rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/postsrsd.secret "$1"/etc/hostname "$1"/etc/resolv.conf
 : > "$1"/etc/machine-id
+# What the installer and Debian's cloud images have, and every login asks for.
+: > "$1"/etc/default/locale
 # rspamd compiles its list of public suffixes at its first start, which takes fifteen CPU-seconds: once here, not on
 # every machine. (Where the CPU has no SSSE3 it needs none.)
 mkdir -p "$1"/run/rspamd && chown --reference="$1"/var/lib/rspamd "$1"/run/rspamd
