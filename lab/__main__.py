@@ -1,4 +1,4 @@
-"""The lab's commands: up, down, status, run, operator, proof, reinstall, fail, heal."""
+"""The lab's commands: up, images, down, status, run, operator, proof, reinstall, fail, heal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lab import faults, image, up
 from lab.proof import ProofFailed, prove
-from lab.state import RELEASE, LabError, load
+from lab.state import RELEASE, LabError, load, stack
 from model.base import StackError
 from ops.pulumi import OperatorError
 
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start.add_argument("--virtual", default="", help="with vms: only these hosts, joined by commas; else all")
     start.add_argument("--release", type=int, choices=image.SUITES, default=RELEASE, help="Debian on the hosts")
     start.add_argument("--only-infrastructure", action="store_true", help="no make up, no proof")
+    commands.add_parser("images", help="make the images that a lab starts from, where they are missing")
     commands.add_parser("down", help="remove the lab, and leave nothing behind")
     commands.add_parser("status", help="sites, hosts, addresses and states")
     commands.add_parser("proof", help="send a mail in and a mail out")
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     release=options.release,
                     only_infrastructure=options.only_infrastructure,
                 )
+            case "images":
+                up.images(up.Phases(console), {RELEASE or stack().service.release})
             case "down":
                 up.down(console)
             case "status":

@@ -103,16 +103,21 @@ def _agent_pid(state: State) -> int | None:
     return None
 
 
+def images(phases: Phases, releases: Collection[int]) -> None:
+    """Makes the images that the hosts and the lab's own machines start from, where they are missing."""
+    logs = FOLDER.parent / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for needed in sorted({image.OWN, *releases}):
+        if not (image.folder(needed) / "packages").exists():
+            with phases.phase(f"Debian {needed} image"):
+                image.make(needed, logs / f"image-{needed}.log")
+
+
 def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = (), release: int | None = None) -> State:
     """Images, wires, name servers, the foreign host, and machines that answer on SSH. Does only what is missing."""
     lab_stack = stack()
     state = load_or_make(machines, virtual, release)
-    logs = state.folder.parent / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    for needed in sorted({image.OWN, *(state.release_of(host) for host in lab_stack.hosts)}):
-        if not (image.folder(needed) / "packages").exists():
-            with phases.phase(f"Debian {needed} image"):
-                image.make(needed, logs / f"image-{needed}.log")
+    images(phases, {state.release_of(host) for host in lab_stack.hosts})
     if not network.exists():
         with phases.phase("network"):
             network.build(lab_stack, [host for host in lab_stack.hosts if host not in state.virtual])
