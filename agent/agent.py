@@ -35,6 +35,8 @@ HOME = Path("/var/lib/posthorn")
 AUTHORITY = "/etc/posthorn/authority.pem"
 LOCK_SECONDS = 300
 KEPT_VERSIONS = 2
+AWAY = 1 << 30
+"""Added to the number of an owner while files change hands: nobody has such a number."""
 UNIT_FOLDER = "/etc/systemd/system/"
 
 
@@ -263,6 +265,59 @@ def _move_in(where: Path, what: Path) -> None:
     if done.returncode:
         raise Failed(f"{where} could not be copied to {what}: {words(done)}")
     half.rename(what)
+
+
+def owners() -> dict[str, dict[str, int]]:
+    """The numbers of all users and groups of this host."""
+    users = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
+    return {"users": users, "groups": {group.gr_name: group.gr_gid for group in grp.getgrall()}}
+
+
+def give_back(paths: list[str], now: dict[str, dict[str, int]]) -> None:
+    """Gives what outlived an installation to its owners: a new one deals out other numbers for the same names.
+
+    The numbers are written down beside what they own. Files go to numbers that nobody has, all of them, and from there
+    to the new ones; so a run that is cut and done again takes no file that has changed hands for one that is to.
+    """
+    for path in map(Path, paths):
+        if not path.is_dir():
+            continue
+        record = path / ".owners"
+        former: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            former = json.loads(record.read_text())
+        users, groups = (_moved(former.get(kind, {}), now[kind]) for kind in ("users", "groups"))
+        if users or groups:
+            say(f"{path}: owners have other numbers than before, files are given back to them")
+            _change_hands(path, lambda n, to=users: to.get(n, n), lambda n, to=groups: to.get(n, n))  # type: ignore[misc]
+            _write_owners(record, {**now, "away": True})
+        if users or groups or former.get("away"):
+            _change_hands(path, _returned, _returned)
+        if former != now:
+            _write_owners(record, now)
+
+
+def _moved(former: dict[str, int], now: dict[str, int]) -> dict[int, int]:
+    """Former number to the one, away, of every name that has another now."""
+    return {number: now[name] + AWAY for name, number in former.items() if now.get(name, number) != number}
+
+
+def _returned(number: int) -> int:
+    return number - AWAY if number >= AWAY else number
+
+
+def _write_owners(record: Path, values: dict[str, Any]) -> None:
+    write(record, json.dumps(values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
+
+
+def _change_hands(path: Path, user: Callable[[int], int], group: Callable[[int], int]) -> None:
+    """Gives a folder and all that is in it to other owners, where these differ."""
+    for folder, folders, files in os.walk(path):
+        for item in (folder, *(os.path.join(folder, name) for name in (*folders, *files))):
+            status = os.lstat(item)
+            owner = user(status.st_uid), group(status.st_gid)
+            if owner != (status.st_uid, status.st_gid):
+                os.lchown(item, *owner)
 
 
 def make_directories(directories: dict[str, Any]) -> None:
@@ -667,6 +722,7 @@ def apply(bundle: dict[str, Any]) -> None:
     installed = install_packages(bundle["packages"])
     make_users(bundle["users"])
     mount_first(bundle)
+    give_back(bundle["kept"], owners())
     make_directories(bundle["directories"])
     change = Change(bundle, state)
     clock.lap("looking")

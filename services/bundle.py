@@ -81,6 +81,7 @@ def bundle(stack: Stack, host: Host) -> dict[str, Any]:
             ),
         ),
         "masked": sorted({unit for service in services for unit in service.masked}),
+        "kept": sorted({path for service in services for path in service.kept}),
         "health": [{"service": s.name, **h} for s, h in each("health")],
     }
 

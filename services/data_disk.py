@@ -31,11 +31,12 @@ def mount_unit(path: str) -> str:
 def configure(stack: Stack, host: Host) -> Service:
     """Mounts the data disk at /data, and what is kept on it at its usual places. Existing machines have none."""
     if host.machine is None:
-        return Service(name="data-disk")
+        return Service(name="data-disk", kept=kept(host))
     format_ = File(f"/etc/systemd/system/{FORMAT}", render("data-disk/format.j2", device=DEVICE))
     units = [("/data", DEVICE, "ext4", "noatime"), *((path, f"/data{path}", "none", "bind") for path in kept(host))]
     return Service(
         name="data-disk",
+        kept=kept(host),
         files=(
             format_,
             *(

@@ -102,6 +102,8 @@ class Service:
     users: tuple[User, ...] = ()
     units: tuple[Unit, ...] = ()
     masked: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    """Paths that outlive an installation of the host: their owners may have other numbers afterwards."""
     compiles: tuple[Compile, ...] = ()
     checks: tuple[Check, ...] = ()
     health: tuple[Mapping[str, Any], ...] = ()
