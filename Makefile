@@ -7,6 +7,8 @@ STACK    ?= lab-$(MACHINES)
 OUT      ?= out
 RELEASE  := $(or $(RELEASE),$(POSTHORN_RELEASE))
 WITHOUT  ?=
+ADOPT    ?=
+DELETE   ?=
 YES      ?=
 # Of the lab's hosts; where nothing is said, that of stacks/Pulumi.lab.yaml.
 export POSTHORN_RELEASE := $(RELEASE)
@@ -15,7 +17,7 @@ TOOLS  := python3 tools/setup.py run
 # The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
 INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
 OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
-FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(YES),--yes)
+FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
 .PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig render preview up refresh unlock down
@@ -56,7 +58,7 @@ render: ## Write all files of all hosts and zones of STACK below OUT: no Pulumi,
 preview: ## Show host, file and changed lines of what make up would do to STACK
 	@$(OPS) preview $(STACK) $(FLAGS)
 
-up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, YES=1 not to be asked)
+up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=name/TYPE, DELETE=zone, YES=1)
 	@$(OPS) up $(STACK) $(FLAGS)
 
 refresh: ## Compare the state of STACK with what is there

@@ -9,6 +9,7 @@ from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, parse
 from model.stack import Stack, StackFile
+from services.zones import record_problems
 
 
 def configured_stack() -> Stack:
@@ -22,7 +23,7 @@ def configured_stack() -> Stack:
     source = f"Pulumi.{name}.yaml"
     try:
         stack = parse(name, source, {key: value for key, value in values.items() if value is not None})
-        if problems := missing_keys(stack):
+        if problems := [*missing_keys(stack), *record_problems(stack)]:
             raise StackError(source, problems)
     except StackError as error:
         raise pulumi.RunError(str(error)) from None

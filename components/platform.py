@@ -25,14 +25,16 @@ class Platform(pulumi.ComponentResource):
         super().__init__("posthorn:index:Platform", stack.name, None, opts)
         self._stack = stack
         records = {phase: [r for r in rrsets(stack) if r.phase == phase] for phase in ("internal", "hosts", "service")}
-        internal = Zones(f"{stack.name}-internal", stack, records["internal"], self._child())
+        internal = Zones(f"{stack.name}-internal", stack, records["internal"], opts=self._child())
         machines = self._machines()
         previous_site: list[pulumi.Resource] = [internal]
         for site in reversed(stack.sites):
             hosts = [self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
             previous_site = list(hosts) or previous_site
-        names = Zones(f"{stack.name}-hosts", stack, records["hosts"], self._child(previous_site))
-        Zones(f"{stack.name}-service", stack, records["service"], self._child([names]))
+        names = Zones(
+            f"{stack.name}-hosts", stack, records["hosts"], previous_site, internal, self._child(previous_site)
+        )
+        Zones(f"{stack.name}-service", stack, records["service"], (), names, self._child([names]))
         self.register_outputs({})
 
     def _child(self, depends_on: list[pulumi.Resource] | None = None) -> pulumi.ResourceOptions:

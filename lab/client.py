@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import email
 import email.policy
+import http.client
 import imaplib
 import json
 import smtplib
@@ -172,19 +173,33 @@ def sieve(request: dict[str, Any]) -> dict[str, Any]:
     return {"said": said}
 
 
+def web(request: dict[str, Any]) -> dict[str, Any]:
+    """Gets a document over HTTPS, or posts ``body`` to it, and returns status, headers and text."""
+    connection = http.client.HTTPSConnection(request["server"], context=_context(request), timeout=20)
+    try:
+        method = "POST" if "body" in request else "GET"
+        connection.request(method, request["path"], request.get("body"), {"Content-Type": "text/xml"})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    finally:
+        connection.close()
+    headers = {name.lower(): value for name, value in answer.getheaders()}
+    return {"status": answer.status, "headers": headers, "text": text}
+
+
 def main() -> int:
     """Answers one request. Exit status 1 and a sentence where it could not be done."""
     request = json.load(sys.stdin)
     try:
         answer = ACTIONS[request["action"]](request)
-    except (OSError, smtplib.SMTPException, imaplib.IMAP4.error, TimeoutError) as error:
+    except (OSError, smtplib.SMTPException, imaplib.IMAP4.error, http.client.HTTPException) as error:
         print(f"{request['action']} at {request['server']}: {error}", file=sys.stderr)
         return 1
     json.dump(answer, sys.stdout)
     return 0
 
 
-ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "sieve": sieve}
+ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "sieve": sieve, "web": web}
 
 if __name__ == "__main__":
     sys.exit(main())

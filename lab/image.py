@@ -22,10 +22,10 @@ ROLES = (
     "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
     "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
     "libnginx-mod-stream stunnel4 php-fpm php-enchant php-gd php-sqlite3 php-zip roundcube-core roundcube-plugins "
-    "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl"
+    "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl lego knot-dnsutils"
 ).split()
-ABROAD = ["knot", "knot-dnsutils", "opendmarc", "postfix-policyd-spf-python"]
-"""What only the lab's own machines need: name servers, and the checks of the foreign mail host."""
+ABROAD = ["knot", "opendmarc", "pebble", "postfix-policyd-spf-python"]
+"""What only the lab's own machines need: name servers, an authority, the checks of the foreign host."""
 OWN = 12
 """The release of the lab's own machines, whatever the stack's hosts run."""
 

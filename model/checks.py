@@ -192,18 +192,23 @@ def zones_have_servers(stack: Stack) -> Iterator[Problem]:
     for domain in stack.domains:
         if not any(domain == zone or domain.endswith(f".{zone}") for zone in zones):
             yield Problem("dns.zones", f"no zone holds {domain} (domains): {advice}")
+    for index, name in enumerate(stack.dns.silent):
+        if name in stack.domains:
+            yield Problem(f"dns.silent[{index}]", f"{name} is a domain that takes mail: say sends: false there instead")
+        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+            yield Problem(f"dns.silent[{index}]", f"no zone of dns.zones holds {name}")
 
 
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
     for name, account in stack.accounts.items():
         for index, address in enumerate(account.send_as):
-            if address.split("@")[1] not in stack.domains:
-                yield Problem(f"accounts.{name}.send_as[{index}]", f"{address} is not in a domain of this stack")
+            if address.split("@")[1] not in stack.sending_domains:
+                yield Problem(f"accounts.{name}.send_as[{index}]", f"{address} is not in a domain that sends mail")
     for name, user in stack.machine_users.items():
         if name in stack.accounts:
             yield Problem(f"machine_users.{name}", "an account has this name already")
-        if user.mail_from not in stack.domains:
-            yield Problem(f"machine_users.{name}.mail_from", f"{user.mail_from} is not a domain of this stack")
+        if user.mail_from not in stack.sending_domains:
+            yield Problem(f"machine_users.{name}.mail_from", f"{user.mail_from} is not a domain that sends mail")
         for host in user.hosts:
             if host not in stack.hosts:
                 yield Problem(f"machine_users.{name}.hosts", f"there is no host {host}")
@@ -249,7 +254,7 @@ def missing_keys(stack: Stack) -> list[Problem]:
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
     problems += [Problem(f"keys.public.hosts.{name}", advice) for name in stack.hosts if name not in public.hosts]
-    for domain in stack.domains:
+    for domain in stack.sending_domains:
         for selector in {stack.dkim.selector, *stack.dkim.published}:
             if selector not in public.dkim.get(domain, {}):
                 problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))

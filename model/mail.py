@@ -58,6 +58,8 @@ def _one_or_many(value: object) -> object:
 AliasTarget = Annotated[Target, BeforeValidator(_target)]
 LocalPartOrCatchAll = Annotated[str, BeforeValidator(_alias_key)]
 Targets = Annotated[tuple[AliasTarget, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$')]
+"""A mechanism that lets another sender pass (RFC 7208 section 5)."""
 Secret = SecretStr
 
 
@@ -70,6 +72,12 @@ class Domain(Frozen):
 
     aliases: dict[LocalPartOrCatchAll, Targets] = {}
     same_as: DnsName | None = None
+    sends: bool = True
+    """False where mail is only taken: nobody may write as this domain, and its records say so to the world."""
+    also_from: tuple[SpfTerm, ...] = ()
+    """Others who send for it, as terms of SPF: ``include:spf.example.net``, ``ip4:198.51.100.0/24``."""
+    texts: tuple[str, ...] = ()
+    """Further TXT records at its name, as others ask for to prove that the domain is one's own."""
 
 
 class Account(Frozen):

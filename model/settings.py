@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, IPvAnyAddress, IPvAnyNetwork
 
-from model.base import DnsName, Frozen, Label
+from model.base import DnsName, Frozen, Label, MailAddress
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -78,8 +78,18 @@ class Resolver(Frozen):
     """DS or DNSKEY records of a root that is not the internet's own."""
 
 
+class Deletions(Frozen):
+    """How many of a zone's RRsets one ``make up`` may delete without being told to: a share, in per cent.
+
+    A zone with fewer than ``least`` RRsets is too small for shares to mean anything.
+    """
+
+    share: int = Field(default=30, ge=0, le=100)
+    least: int = Field(default=10, ge=1)
+
+
 class Dns(Frozen):
-    """Where records are published. A zone without a server is rendered, but not published."""
+    """What is published, and where. A zone without a server is rendered, but not published."""
 
     zones: dict[DnsName, str | None] = {}
     """Zone to the name of its server in ``servers``."""
@@ -87,7 +97,17 @@ class Dns(Frozen):
     ttl: Times = Times()
     resolver: Resolver = Resolver()
     dmarc: str = "v=DMARC1; p=none"
+    """What receivers are to do with mail that only claims to be ours (RFC 7489 section 6.3)."""
+    reports: MailAddress | None = None
+    """Who gets the reports of others about DMARC and TLS; the postmaster when it is not said."""
     spf_all: Literal["~all", "-all"] = "~all"
+    mta_sts: Literal["none", "testing", "enforce"] = "testing"
+    """What senders do whose TLS to our MX is not as the policy says (RFC 8461 section 5)."""
+    caa: tuple[DnsName, ...] = ()
+    """The only authorities that may issue certificates for the domains, websites included (RFC 8659)."""
+    silent: tuple[DnsName, ...] = ()
+    """Names that neither send mail nor take any: parked domains, websites."""
+    deletions: Deletions = Deletions()
 
 
 class Dkim(Frozen):

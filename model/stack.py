@@ -20,6 +20,10 @@ def family(addresses: tuple[IPAddress, ...], version: int) -> IPAddress | None:
     return next((address for address in addresses if address.version == version), None)
 
 
+WEB_LABELS = ("autoconfig", "autodiscover", "mta-sts")
+"""Below each domain: where mail programs and other mail hosts ask for documents over HTTPS."""
+
+
 class Host(HostSettings):
     """A host with all that its place in the stack says about it."""
 
@@ -136,17 +140,29 @@ class Stack(StackFile):
         """The internal domain of all mailboxes: account@maildrop.network-domain."""
         return self.internal_name(Role.MAILDROP)
 
-    def certificate_names(self, host: Host) -> tuple[str, ...]:
-        """Every name that a host serves under, its own first: the subject alternative names of its certificate."""
+    def internal_names_of(self, host: Host) -> tuple[str, ...]:
+        """The names by which the stack's own hosts know a host, its own first."""
+        return tuple(dict.fromkeys((host.fqdn, *(self.internal_name(role) for role in host.roles))))
+
+    def public_names_of(self, host: Host) -> tuple[str, ...]:
+        """Every name by which the world reaches a host, directly or through the front ends.
+
+        The front ends' own name too for what stands behind them: SRV records lead to it, so clients check it.
+        """
         served = {
             Role.SMTP_IN: ("smtp_in",),
-            Role.SMTP_OUT: ("smtp_out",),
-            Role.MAILDROP: ("imap",),
+            Role.SMTP_OUT: ("smtp_out", "frontend"),
+            Role.MAILDROP: ("imap", "frontend"),
             Role.FRONTEND: ("frontend", "webmail"),
         }
-        names = [host.fqdn, *(self.internal_name(role) for role in host.roles)]
-        names += [self.public_name(service) for role in host.roles for service in served.get(role, ())]
+        names = [self.public_name(service) for role in host.roles for service in served.get(role, ())]
+        if host.has(Role.FRONTEND):
+            names += [f"{label}.{domain}" for domain in self.domains for label in WEB_LABELS]
         return tuple(dict.fromkeys(names))
+
+    def certificate_names(self, host: Host) -> tuple[str, ...]:
+        """Every name that a host serves under, its own first: the subject alternative names of its certificate."""
+        return tuple(dict.fromkeys((*self.internal_names_of(host), *self.public_names_of(host))))
 
     # Networks
 
@@ -186,9 +202,23 @@ class Stack(StackFile):
         aliases = self.resolved_aliases(domain)
         return local in aliases or local.split("+")[0] in aliases or CATCH_ALL in aliases
 
+    @property
+    def postmaster_address(self) -> str:
+        """The address of the postmaster, in a domain that takes mail."""
+        return f"postmaster@{self.domain if self.domain in self.domains else next(iter(self.domains))}"
+
+    @property
+    def reports_to(self) -> str:
+        """Who gets what others report about our mail."""
+        return self.dns.reports or self.postmaster_address
+
+    @property
+    def sending_domains(self) -> tuple[str, ...]:
+        return tuple(name for name, domain in self.domains.items() if domain.sends)
+
     def addresses_of(self, account: str) -> Iterator[str]:
         """The addresses an account may send as: those that lead to it directly, and its ``send_as``."""
-        for domain in self.domains:
+        for domain in self.sending_domains:
             for local, targets in self.resolved_aliases(domain).items():
                 if local != CATCH_ALL and any(target.account == account for target in targets):
                     yield f"{local}@{domain}"

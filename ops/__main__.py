@@ -8,17 +8,19 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import bcrypt
 from rich.console import Console
 from rich.table import Table
 
+from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
-from ops import stackfile
+from ops import records, stackfile
 from ops.pulumi import OperatorError, Project, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 
@@ -79,29 +81,42 @@ def render(project: Project, out: Path) -> int:
     return 0
 
 
-def _checked(project: Project, without: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class Words:
+    """What an operator says beside the stack: sites that are lost, RRsets to take over, zones to delete from."""
+
+    without: Sequence[str] = ()
+    adopt: Sequence[str] = ()
+    delete: Sequence[str] = ()
+
+
+def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]:
+    """Arguments and variables for Pulumi. Raises `OperatorError` with every reason not to start."""
     stack = project.load()
     project.ensure_exists()
-    problems = [*left_behind(project), *locked_out(stack), *unreachable(stack, without)]
+    adopted = records.adopted(stack, words.adopt)
+    problems = [*left_behind(project), *locked_out(stack), *unreachable(stack, words.without)]
+    problems += records.too_many_deletions(stack, records.published(records.state_of(project)), words.delete)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
-    return excluded(stack, without)
+    return excluded(stack, words.without), {ADOPT: adopted}
 
 
-def up(project: Project, without: Sequence[str], yes: bool) -> int:
+def up(project: Project, words: Words, yes: bool) -> int:
     """Brings the stack to what its file says."""
     started = time.monotonic()
-    exclude = _checked(project, without)
+    exclude, variables = _checked(project, words)
     flags = ["--yes", "--skip-preview"] if yes else []
-    status = project.show("up", *flags, *exclude)
+    status = project.show("up", *flags, *exclude, **variables)
     console.print(f"make up {'ended' if status == 0 else 'failed'} after {time.monotonic() - started:.1f} s")
     return status
 
 
-def preview(project: Project, without: Sequence[str]) -> int:
+def preview(project: Project, words: Words) -> int:
     """Shows what would change: host, file and lines."""
-    return project.show("preview", "--diff", *_checked(project, without))
+    exclude, variables = _checked(project, words)
+    return project.show("preview", "--diff", *exclude, **variables)
 
 
 def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
@@ -145,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=words)
         command.add_argument("stack")
         command.add_argument("--without", default="", help="sites that are lost, joined by commas")
+        command.add_argument("--adopt", default="", help="RRsets to take over, as name/TYPE, joined by commas")
+        command.add_argument("--delete", default="", help="zones to delete from, however much it is")
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
@@ -152,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "password":
         return print_password_hash()
     project = Project.of(options.stack)
-    without = [site for site in options.without.split(",") if site]
+    lists = ([word for word in text.split(",") if word] for text in (options.without, options.adopt, options.delete))
+    said = Words(*lists)
     try:
         match options.command:
             case "keys":
@@ -162,15 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "render":
                 return render(project, options.out)
             case "up":
-                return up(project, without, options.yes)
+                return up(project, said, options.yes)
             case "preview":
-                return preview(project, without)
+                return preview(project, said)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)
                 return 0
             case "refresh":
-                return refresh(project, without, options.yes)
+                return refresh(project, said.without, options.yes)
             case _:
                 return down(project, options.yes)
     except (StackError, OperatorError, FileExistsError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from model.base import Problem
 from model.keys import HostPrivateKeys, HostPublicKeys, PrivateKeys, PublicKeys
 from model.stack import Host, Stack
 
@@ -105,13 +106,30 @@ def sign_certificate(names: Sequence[str], key_pem: str, authority_pem: str, aut
 def certificate_serves(certificate_pem: str, names: Sequence[str], authority_pem: str) -> bool:
     """Whether a certificate covers exactly these names, is by this authority, and lasts long enough still."""
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
-    alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     try:
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority_pem.encode()))
     except Exception:  # noqa: BLE001 (the library names no common base for its reasons)
         return False
     lasts = certificate.not_valid_after_utc - _now() > dt.timedelta(days=RENEW_BEFORE_DAYS)
-    return lasts and set(alternative.get_values_for_type(x509.DNSName)) == set(names)
+    return lasts and _names_in(certificate_pem) == set(names)
+
+
+def certificates_without_names(stack: Stack) -> Iterator[Problem]:
+    """Hosts that serve under names which their certificate does not hold yet: a domain was added, a role moved."""
+    for host in stack.all_hosts.values():
+        if public := stack.keys.public.hosts.get(host.name):
+            missing = set(stack.certificate_names(host)) - _names_in(public.certificate)
+            if missing:
+                yield Problem(
+                    f"keys.public.hosts.{host.name}.certificate",
+                    f"does not hold {', '.join(sorted(missing))}: run make keys STACK={stack.name}",
+                )
+
+
+def _names_in(certificate_pem: str) -> set[str]:
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return set(alternative.get_values_for_type(x509.DNSName))
 
 
 def ssh_key(comment: str) -> tuple[str, str]:
@@ -157,7 +175,7 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
         ring.made.append("certificate authority")
     for host in stack.all_hosts.values():
         _complete_host(stack, host, ring)
-    for domain in stack.domains:
+    for domain in stack.sending_domains:
         for selector in sorted({stack.dkim.selector, *stack.dkim.published}):
             if selector not in ring.private["dkim"].setdefault(domain, {}):
                 pair = _dkim_key()

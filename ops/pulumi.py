@@ -17,6 +17,8 @@ from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, load
 from model.stack import Stack
+from ops.keys import certificates_without_names
+from services.zones import record_problems
 
 ROOT = Path(__file__).parent.parent
 REACH_SECONDS = 3.0
@@ -46,7 +48,10 @@ class Project:
     def load(self, *, keys_needed: bool = True) -> Stack:
         """The stack without its secrets. Raises `StackError` with everything that is wrong."""
         stack = load(self.stack_file, self.stack)
-        if keys_needed and (problems := missing_keys(stack)):
+        problems = record_problems(stack)
+        if keys_needed:
+            problems += [*missing_keys(stack), *certificates_without_names(stack)]
+        if problems:
             raise StackError(str(self.stack_file), problems)
         return stack
 
@@ -62,9 +67,13 @@ class Project:
             raise OperatorError((done.stderr or done.stdout).strip())
         return done.stdout
 
-    def show(self, *arguments: str) -> int:
-        """Runs a long Pulumi command with its output on the terminal, and returns its exit status."""
-        return subprocess.run(["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]).returncode
+    def show(self, *arguments: str, **variables: str) -> int:
+        """Runs a long Pulumi command with its output on the terminal, and returns its exit status.
+
+        ``variables`` of the environment are for the program.
+        """
+        command = ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]
+        return subprocess.run(command, env={**os.environ, **variables}).returncode
 
     def ensure_exists(self) -> None:
         """Makes the stack in the back end when it is not there yet."""

@@ -37,14 +37,15 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-VERSION = "1"
+VERSION = "2"
 """Raised when the provider's code changes what it does: the class is pickled by reference, so its code is no input."""
 
 SECONDS = 10.0
 TRIES = 4
 KEYS_PATH = "posthorn:keys"
-IDENTITY = ("server", "port", "zone", "name", "type")
-COMPARED = ("ttl", "records")
+IDENTITY = ("zone", "name", "type")
+UNLIKE = (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN)
+"""Answers that a condition of an update does not hold (RFC 2136 section 2.2)."""
 
 Properties = dict[str, Any]
 
@@ -101,36 +102,41 @@ class RRsetProvider(ResourceProvider):
 
     def diff(self, _id: str, olds: Properties, news: Properties) -> DiffResult:
         replaces = [key for key in IDENTITY if str(olds.get(key)).lower() != str(news.get(key)).lower()]
-        changed = bool(replaces) or not same(olds, news)
+        # A server that got another address or key is told again what it has: nothing is deleted for that.
+        changed = bool(replaces) or not same(olds, news) or _way(olds) != _way(news)
         return DiffResult(changes=changed, replaces=replaces, stables=list(IDENTITY), delete_before_replace=True)
 
     def create(self, props: Properties) -> CreateResult:
-        found = self._look(props)
-        if found is not None and not (rdatas(props) == found or props.get("adopt")):
-            raise UpdateRefused(
-                f"{props['name']} {props['type']} is on {props['server']} already, and not made by this stack:"
-                f" {_shown(found)}. Remove it, or say adopt"
-            )
-        self._update(props, before=found)
+        # The server is the judge of what is there: a look alone would take what a wildcard answers for a record.
+        code = self._update(props, before=None)
+        if code != dns.rcode.NOERROR:
+            found = self._look(props)
+            if found is None:
+                raise UpdateRefused(self._company(props, code))
+            if found == rdatas(props) or props.get("adopt"):
+                self._change(props, before=found)
+            else:
+                raise UpdateRefused(
+                    f"{props['name']} {props['type']} is on {props['server']} already, and not made by this stack:"
+                    f" {_shown(found)}. Remove it, or take it over: make up ADOPT={_identity(props)}"
+                )
         return CreateResult(_identity(props), props)
 
     def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
-        self._update(news, before=rdatas(olds))
+        self._change(news, before=rdatas(olds))
         return UpdateResult(news)
 
     def delete(self, _id: str, props: Properties) -> None:
-        found = self._look(props)
-        if found is None:
-            return
-        if found != rdatas(props):
-            raise UpdateRefused(
-                f"{props['name']} {props['type']} on {props['server']} was changed by somebody else to"
-                f" {_shown(found)}: it is left alone. Run refresh to take that as known, then try again"
-            )
-        update = self._message(props)
-        _require(update, found)
-        update.delete(found.name, found)
-        self._send(props, update)
+        update, there = self._message(props), rdatas(props)
+        _require(update, there)
+        update.delete(there.name, there)
+        if self._send(props, update) != dns.rcode.NOERROR:
+            found = self._look(props)
+            if found is not None and found != there:
+                raise UpdateRefused(
+                    f"{props['name']} {props['type']} on {props['server']} was changed by somebody else to"
+                    f" {_shown(found)}: it is left alone. Run refresh to take that as known, then try again"
+                )
 
     def read(self, id_: str, props: Properties) -> ReadResult:
         found = self._look(props)
@@ -152,15 +158,46 @@ class RRsetProvider(ResourceProvider):
     def _message(self, props: Properties) -> dns.update.UpdateMessage:
         return dns.update.UpdateMessage(props["zone"], keyring=self._key(props))
 
-    def _update(self, props: Properties, before: dns.rrset.RRset | None) -> None:
+    def _update(self, props: Properties, before: dns.rrset.RRset | None) -> dns.rcode.Rcode:
+        """Asks for a change on condition that the server has what was there before. Returns its answer."""
         wanted = rdatas(props)
         update = self._message(props)
-        if before is None:
-            update.absent(wanted.name, wanted.rdtype)
-        else:
+        if before is not None:
             _require(update, before)
+        elif wanted.rdtype == dns.rdatatype.CNAME:
+            # A server passes over a record beside a CNAME in silence (RFC 2136 section 3.4.2.2), so that is asked too.
+            update.absent(wanted.name)
+        else:
+            update.absent(wanted.name, wanted.rdtype)
+            update.absent(wanted.name, dns.rdatatype.CNAME)
         update.replace(wanted.name, wanted)
-        self._send(props, update)
+        return self._send(props, update)
+
+    def _change(self, props: Properties, before: dns.rrset.RRset) -> None:
+        """Changes an RRset that is there. One that is as wanted already is well: an answer may have been lost.
+
+        Raises `UpdateRefused` where it is neither as it was nor as it should be.
+        """
+        code = self._update(props, before)
+        if code == dns.rcode.NOERROR:
+            return
+        found, wanted = self._look(props), rdatas(props)
+        if found is not None and found == wanted and found.ttl == wanted.ttl:
+            return
+        now = _shown(found) if found is not None else "nothing"
+        raise UpdateRefused(
+            f"{props['name']} {props['type']} on {props['server']} was changed by somebody else: the server has"
+            f" {now}. Run refresh, look at it, then up ({dns.rcode.to_text(code)})"
+        )
+
+    def _company(self, props: Properties, code: dns.rcode.Rcode) -> str:
+        """A sentence about what stands at a name that should be free."""
+        kinds = ("A", "AAAA", "MX", "TXT", "SRV") if props["type"] == "CNAME" else ("CNAME",)
+        there = [f"{kind} {_shown(found)}" for kind in kinds if (found := self._look({**props, "type": kind}))]
+        return (
+            f"{props['name']} {props['type']} cannot stand beside what is at this name on {props['server']}:"
+            f" {'; '.join(there) or dns.rcode.to_text(code)}. Remove that first, with a make up of its own"
+        )
 
     def _look(self, props: Properties) -> dns.rrset.RRset | None:
         """The RRset as the server itself has it now."""
@@ -175,19 +212,14 @@ class RRsetProvider(ResourceProvider):
             dns.rdatatype.from_text(props["type"]),
         )
 
-    def _send(self, props: Properties, update: dns.update.UpdateMessage) -> None:
+    def _send(self, props: Properties, update: dns.update.UpdateMessage) -> dns.rcode.Rcode:
+        """Sends an update. Returns NOERROR, or which condition did not hold; raises `UpdateRefused` for all else."""
         code = self._exchange(props, update).rcode()
-        if code == dns.rcode.NOERROR:
-            return
-        said = dns.rcode.to_text(code)
-        if code in (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN):
-            found = self._look(props)
-            now = _shown(found) if found is not None else "nothing"
-            advice = f"was changed by somebody else: the server has {now}. Run refresh, look at it, then up"
-            raise UpdateRefused(f"{props['name']} {props['type']} on {props['server']} {advice} ({said})")
+        if code == dns.rcode.NOERROR or code in UNLIKE:
+            return code
         raise UpdateRefused(
-            f"{props['server']} refuses to change {props['name']} {props['type']} in {props['zone']}: {said}."
-            f" Is the key {props['key_name']} allowed to?"
+            f"{props['server']} refuses to change {props['name']} {props['type']} in {props['zone']}:"
+            f" {dns.rcode.to_text(code)}. Is the key {props['key_name']} allowed to?"
         )
 
     def _exchange(self, props: Properties, message: dns.message.Message) -> dns.message.Message:
@@ -223,6 +255,10 @@ def _require(update: dns.update.UpdateMessage, before: dns.rrset.RRset) -> None:
 
 def _identity(props: Properties) -> str:
     return f"{props['name']}/{props['type']}"
+
+
+def _way(props: Properties) -> tuple[str, int, str, str]:
+    return props["server"], int(props["port"]), props["key_name"], props["algorithm"]
 
 
 def _shown(found: dns.rrset.RRset) -> str:

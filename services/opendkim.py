@@ -14,10 +14,10 @@ DROP_IN = "/etc/systemd/system/opendkim.service.d/"
 def configure(stack: Stack, host: Host) -> Service:
     """One key per domain, which signs for its subdomains too."""
     selector = stack.dkim.selector
-    names = {domain: f"{KEYS}/{selector}-{domain}.private" for domain in stack.domains}
+    names = {domain: f"{KEYS}/{selector}-{domain}.private" for domain in stack.sending_domains}
     key_table = "".join(f"{domain} {domain}:{selector}:{path}\n" for domain, path in sorted(names.items()))
     # The first match wins: the domain that is most alike comes before those above it.
-    longest = sorted(stack.domains, key=lambda domain: (-domain.count("."), domain))
+    longest = sorted(stack.sending_domains, key=lambda domain: (-domain.count("."), domain))
     signing_table = "".join(f"*@{domain} {domain}\n*@*.{domain} {domain}\n" for domain in longest)
 
     def key(domain: str) -> str:

@@ -29,14 +29,9 @@ def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     return (Unit("postfix.service"), Unit("postfix@-.service", reload_on=LOOKS))
 
 
-def postmaster(stack: Stack) -> str:
-    """The address of the postmaster, in a domain that takes mail."""
-    return f"postmaster@{stack.domain if stack.domain in stack.domains else next(iter(stack.domains))}"
-
-
 def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...]:
     """The files of one kind of Postfix host, with the aliases of the host itself."""
-    own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), postmaster(stack))
+    own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
     rendered = render_tree(tree, release=stack.release_of(host), stack=stack, host=host, identity=identity, **values)
     return (*rendered, File(f"{FOLDER}aliases", table(own)))
 

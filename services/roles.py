@@ -8,6 +8,7 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import (
     data_disk,
+    discovery,
     firewall,
     frontend,
     identity,
@@ -43,7 +44,7 @@ OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.SMTP_IN: (rspamd_proxy.configure, postsrsd.configure, smtp_in.configure),
     Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
     Role.MAILDROP: (replication.guard, replication.configure, maildrop.configure, learning.send),
-    Role.FRONTEND: (frontend.configure,),
+    Role.FRONTEND: (frontend.configure, discovery.configure),
     Role.WEBMAIL: (webmail.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),
 }

@@ -27,7 +27,7 @@ def configure(stack: Stack, host: Host) -> Service:
     """Postfix on 25 and 465 of the public addresses; every decision about a recipient is final at RCPT."""
     name = stack.public_name("smtp_in")
     probe = {"kind": "smtp", "address": "127.0.0.1", "server_name": name}
-    asks = {"accepts": postfix.postmaster(stack), "refuses": "nobody@elsewhere.invalid"}
+    asks = {"accepts": stack.postmaster_address, "refuses": "nobody@elsewhere.invalid"}
     return Service(
         name="smtp-in",
         packages=("postfix", "postfix-lmdb"),

@@ -99,6 +99,15 @@ def test_every_rrset_is_a_resource_of_its_own(recorder: Recorder, keyed_config: 
     assert set(recorder.of_type("RRset")) == {f"{rrset.name}-{rrset.type}" for rrset in rrsets(stack)}
 
 
+def test_an_rrset_is_taken_over_only_where_it_was_said(
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSTHORN_ADOPT", "hill.example/MX,dale.example/TXT")
+    build(existing(keyed_config))
+    adopted = {name for name, args in recorder.of_type("RRset").items() if args.inputs["adopt"]}
+    assert adopted == {"hill.example-MX", "dale.example-TXT"}
+
+
 def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     recorder: Recorder, keyed_config: dict[str, Any]
 ) -> None:
