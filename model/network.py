@@ -18,6 +18,7 @@ def _number(value: object) -> object:
 
 Release = Annotated[Literal[12, 13], BeforeValidator(_number)]
 """A Debian release. What differs between them is decided in services/, by this number."""
+RELEASES = (12, 13)
 
 
 class Role(StrEnum):

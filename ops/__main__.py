@@ -21,7 +21,7 @@ from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
 from ops import records, stackfile
-from ops.pulumi import OperatorError, Project, excluded, left_behind, locked_out, unlock, unreachable
+from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 
 console = Console(highlight=False)
@@ -94,9 +94,11 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     """Arguments and variables for Pulumi. Raises `OperatorError` with every reason not to start."""
     stack = project.load()
     project.ensure_exists()
+    exported = records.state_of(project)
     adopted = records.adopted(stack, words.adopt)
-    problems = [*left_behind(project), *locked_out(stack), *unreachable(stack, words.without)]
-    problems += records.too_many_deletions(stack, records.published(records.state_of(project)), words.delete)
+    problems = [*left_behind(project, exported), *anew_at_once(stack, exported)]
+    problems += [*locked_out(stack), *unreachable(stack, words.without)]
+    problems += records.too_many_deletions(stack, records.published(exported), words.delete)
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")

@@ -7,15 +7,17 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, load
+from model.network import RELEASES
 from model.stack import Stack
 from ops.keys import certificates_without_names
 from services.zones import record_problems
@@ -95,7 +97,7 @@ def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
     return [argument for name in names for argument in (f"--exclude=**::{name}", f"--exclude=**::{name}-*")]
 
 
-def left_behind(project: Project) -> Iterator[str]:
+def left_behind(project: Project, exported: Mapping[str, Any]) -> Iterator[str]:
     """What a killed run left, each with the way to clear it."""
     backend = os.environ.get("PULUMI_BACKEND_URL", "")
     if backend.startswith("file://"):
@@ -109,13 +111,36 @@ def left_behind(project: Project) -> Iterator[str]:
             )
     for pid, name in orphans():
         yield f"process {pid} ({name}) of an earlier run still runs: make unlock STACK={project.stack} ends it"
-    exported = json.loads(project.run("stack", "export") or "{}")
     for operation in (exported.get("deployment") or {}).get("pending_operations") or []:
         urn = operation["resource"]["urn"].rpartition("::")[2]
         yield (
             f"an earlier run was cut while it was {operation['type']} {urn}: see whether that was done, then run"
             f" make refresh STACK={project.stack}, which asks and clears it"
         )
+
+
+def anew_at_once(stack: Stack, exported: Mapping[str, Any]) -> list[str]:
+    """A problem when more than one machine would be made anew for another Debian: the service goes on, host by host.
+
+    ``exported`` is the state (``pulumi stack export``), in which a system disk lies over the image of its release.
+    """
+    resources = (exported.get("deployment") or {}).get("resources") or []
+    by_name = {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
+    images = {
+        by_name[name].get("id"): release
+        for release in RELEASES
+        for site in stack.sites
+        if (name := f"{site}-debian-{release}") in by_name
+    }
+    other = []
+    for host in stack.all_hosts.values():
+        disk = by_name.get(f"{host.name}-system", {}).get("inputs", {})
+        if images.get(disk.get("baseVolumeId"), stack.release_of(host)) != stack.release_of(host):
+            other.append(host.name)
+    if len(other) < 2:
+        return []
+    hosts = ", ".join(other)
+    return [f"{hosts} would be made anew at once for another Debian: one at a time (docs/upgrade-12-to-13.md)"]
 
 
 def locked_out(stack: Stack) -> list[str]:

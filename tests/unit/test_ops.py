@@ -118,3 +118,24 @@ def test_a_push_that_would_lock_its_operator_out_is_not_started(
 def test_every_stack_of_the_repository_is_valid() -> None:
     for file in LAB.parent.glob("Pulumi.*.yaml"):
         assert load(file).hosts
+
+
+def test_machines_are_made_anew_for_another_debian_one_at_a_time(keyed_config: dict[str, Any]) -> None:
+    def state_of(*hosts: str) -> dict[str, Any]:
+        images = [{"urn": f"urn::{site}-debian-12", "id": f"/pool/{site}"} for site in keyed_config["sites"]]
+        disks = [
+            {"urn": f"urn::{host}-system", "inputs": {"baseVolumeId": f"/pool/{host.rpartition('-')[2]}"}}
+            for host in hosts
+        ]
+        return {"deployment": {"resources": [*images, *disks]}}
+
+    running_on_12 = state_of("maildrop-oak", "maildrop-elm", "smtp-in-ash")
+    config = json.loads(json.dumps(keyed_config))
+    config["hosts"]["maildrop-elm"]["release"] = 13
+    assert running.anew_at_once(parse("lab", "f", config), running_on_12) == []
+    config["service"]["release"] = 13
+    assert running.anew_at_once(parse("lab", "f", config), running_on_12) == [
+        "maildrop-oak, maildrop-elm, smtp-in-ash would be made anew at once for another Debian:"
+        " one at a time (docs/upgrade-12-to-13.md)"
+    ]
+    assert running.anew_at_once(parse("lab", "f", config), {"deployment": None}) == []
