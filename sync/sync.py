@@ -38,6 +38,8 @@ from typing import Any
 
 CONFIGURATION = Path("/etc/posthorn-sync/sync.json")
 STATE = Path("/var/lib/posthorn-sync")
+DOVECOT_OPTIONS = Path("/run/posthorn-sync/dovecot")
+"""What Dovecot's unit adds to its command, written before each start."""
 
 WORKERS = 3
 """Syncs that run at once: each also takes a process at the peer."""
@@ -106,7 +108,7 @@ class Configuration:
     @staticmethod
     def load(path: Path = CONFIGURATION) -> Configuration:
         values = json.loads(path.read_text())
-        return Configuration(**{**values, "store": Path(values["store"]), "homes": Path(values["homes"])})
+        return Configuration(**values | {name: Path(values[name]) for name in ("store", "homes")})
 
     def initiates(self, user: str) -> bool:
         """Whether this host is the one that syncs a user: both know, and half of all users is each one's."""
@@ -140,7 +142,10 @@ class Store:
 
     @property
     def known(self) -> dict[str, Any]:
-        """What this host remembers: ``id``, whether it was ``mounted``, whether it is to be filled by ``reseed``."""
+        """What this host remembers: ``id``, whether it was ``mounted``.
+
+        ``new`` is an identity that the peer has to take up, ``filling`` a store that has yet to get what the peer has.
+        """
         return read(self.known_file)
 
     @property
@@ -187,14 +192,14 @@ class Store:
         if not self.known:
             found = read(self.marker)
             if found:
-                self._know(found["id"], reseed=False)
+                self._know(found["id"])
             elif self.homes.is_dir():
                 return f"the store {self.path} has mail, but no {self.marker.name}: posthorn-sync reseed takes it up"
             else:
-                self.begin(reseed=False)
+                self.begin()
         return self.problem()
 
-    def begin(self, *, reseed: bool) -> str:
+    def begin(self, *, new: bool = False, filling: bool = False) -> str:
         """As root: gives the store an identity of its own, and makes the folder of the homes. Returns the identity."""
         user, group = pwd.getpwnam(self.owner), grp.getgrnam(self.owner)
         if not self.homes.is_dir():
@@ -203,12 +208,16 @@ class Store:
         identity = secrets.token_hex(8)
         self.seen_file.unlink(missing_ok=True)
         write(self.marker, {"id": identity})
-        self._know(identity, reseed=reseed)
+        self._know(identity, new=new, filling=filling)
         return identity
 
-    def _know(self, identity: str, *, reseed: bool) -> None:
+    def _know(self, identity: str, **more: bool) -> None:
         mounted = str(self.path) in mount_points()
-        write(self.known_file, {"id": identity, "mounted": mounted, "reseed": reseed})
+        write(self.known_file, {"id": identity, "mounted": mounted, "new": False, "filling": False, **more})
+
+    def change(self, **more: bool) -> None:
+        """Notes what became of a reseeding."""
+        write(self.known_file, {**self.known, **more})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -448,7 +457,7 @@ class Peer:
         """Takes in what the peer says of itself. Returns why its store is not to be compared, or None."""
         identity = str(word.get("store", ""))
         self.problem = word.get("problem")
-        if identity and identity != self.store and (not self.store or word.get("reseed")):
+        if identity and identity != self.store and (not self.store or word.get("new")):
             self.store = identity
             write(self.file, {"store": identity})
         if self.problem:
@@ -494,7 +503,7 @@ class Daemon:
         """Somebody's mailboxes may differ: he is synced here, or handed over."""
         now = time.time()
         when = min(since or now, now)
-        if self.configuration.initiates(user) or self.alone:
+        if self.configuration.initiates(user) or self.alone or self.filling:
             self.queue.mark(user, when, time.monotonic(), urgent=urgent)
             self.stir.set()
         if not self.configuration.initiates(user):
@@ -541,10 +550,15 @@ class Daemon:
         if reason != self.refused:
             say(f"nothing is synced: {reason}" if reason else "stores are the right ones: syncing", 3 if reason else 5)
             if self.refused and not reason:
-                self.pass_due = 0.0
+                self.everybody, self.pass_due = True, 0.0
             self.refused = reason
+        self.filling = bool(self.store.known.get("filling"))
         return reason is None
 
+    filling = False
+    """Whether this store is new, and is being filled: then this host syncs all users, to know when that is done."""
+    everybody = True
+    """Whether the next pass is over the peer's users too: at the start, when changes of theirs may have been missed."""
     unlike: str | None = None
     """Why the peer's store is not to be compared, as of the last word from it."""
 
@@ -601,12 +615,12 @@ class Daemon:
 
     async def passes(self) -> None:
         """Marks everybody, again and again: what no event told of is found by that."""
-        everybody, complained = True, False
+        complained = False
         while True:
             if time.monotonic() >= self.pass_due and self.refused is None:
                 try:
-                    await self.make_pass(everybody=everybody or self.alone)
-                    everybody = complained = False
+                    await self.make_pass(everybody=self.everybody or self.alone)
+                    self.everybody = complained = False
                 except OSError as error:
                     # Dovecot is down here: nothing can be synced either.
                     if not complained:
@@ -615,14 +629,13 @@ class Daemon:
             await asyncio.sleep(0.2)
 
     async def make_pass(self, *, everybody: bool) -> None:
-        """At the start the peer's users too: a change of theirs may have been missed here."""
         self.pass_started = time.monotonic()
         every = max(ALONE_PASS_SECONDS, ALONE_PASS_SHARE * self.pass_seconds) if self.alone else PASS_SECONDS
         self.pass_due = self.pass_started + every * random.uniform(0.9, 1.1)
         users = await self.users()
         self.store.remember_homes()
         mine = [user for user in users if everybody or self.configuration.initiates(user)]
-        self.pass_left = {user for user in mine if self.configuration.initiates(user) or self.alone}
+        self.pass_left = {u for u in mine if self.configuration.initiates(u) or self.alone or self.filling}
         self.pass_at, self.pass_users = time.time(), len(mine)
         for user in mine:
             self.mark(user, urgent=False)
@@ -645,7 +658,7 @@ class Daemon:
             "host": self.configuration.host,
             "boot": self.boot,
             "store": known.get("id", ""),
-            "reseed": bool(known.get("reseed")),
+            "new": bool(known.get("new")),
             "problem": self.store.problem(),
             "knows": self.peer.store,
         }
@@ -654,9 +667,9 @@ class Daemon:
         """The peer spoke: it may have returned, or have been started anew."""
         self.unlike = self.peer.met(word)
         known = self.store.known
-        if known.get("reseed") and word.get("knows") == known["id"]:
-            write(self.store.known_file, {**known, "reseed": False})
-        elif not self.unlike and known.get("reseed"):
+        if known.get("new") and word.get("knows") == known["id"]:
+            self.store.change(new=False)
+        elif not self.unlike and known.get("new"):
             self.unlike = f"{self.peer.name} has yet to take up the new store of this host"
         elif not self.unlike and word.get("knows") not in ("", None, known.get("id")):
             self.unlike = (
@@ -894,7 +907,7 @@ class Daemon:
         if user := word.get("user"):
             self.mark(str(user))
         else:
-            self.pass_due = 0.0
+            self.everybody, self.pass_due = True, 0.0
         self.queue.hurry()
         self.stir.set()
         return {}
@@ -923,7 +936,11 @@ class Daemon:
         self.allowed()
         pending, stuck = self.queue.pending(), self.queue.stuck(time.time())
         now = time.time()
-        ok = not (self.refused or stuck or self.audit["differences"]) and self.peer.up and self.oldest() < STUCK_SECONDS
+        ok = (
+            not (self.refused or self.filling or stuck or self.audit["differences"])
+            and self.peer.up
+            and self.oldest() < STUCK_SECONDS
+        )
         return {
             "format": 1,
             "host": self.configuration.host,
@@ -932,6 +949,7 @@ class Daemon:
             "ok": ok,
             "refused": self.refused,
             "store": self.store.id,
+            "filling": self.filling,
             "peer": {
                 "name": self.peer.name,
                 "up": self.peer.up,
@@ -1052,6 +1070,8 @@ def describe(state: dict[str, Any]) -> str:
     peer, pending, lag, now = state["peer"], state["pending"], state["lag_seconds"], state["time"]
     if state["refused"]:
         head = f"NOTHING IS SYNCED: {state['refused']}"
+    elif state["filling"]:
+        head = f"being filled, {state['pass']['left']} users left; users are not served here until then"
     elif not peer["up"]:
         head = f"{peer['name']} does not answer"
     elif state["ok"] and not pending["users"]:
@@ -1107,30 +1127,73 @@ def status(configuration: Configuration, user: str | None, *, as_json: bool) -> 
 
 
 def open_store(configuration: Configuration) -> int:
-    """Before Dovecot starts, as root. A wrong store is refused, so that Dovecot does not start."""
+    """Before Dovecot starts, as root. A wrong store is refused, so that Dovecot does not start.
+
+    A store that is being filled serves nobody but the peer: a user would find his mailbox empty, and a folder that he
+    opened would come into being a second time.
+    """
     STATE.mkdir(mode=0o755, exist_ok=True)
     with (STATE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        problem = Store(configuration).open()
+        store = Store(configuration)
+        problem = store.open()
     if problem:
         say(f"{problem}. Mount the right disk; or, if it is lost for good, say posthorn-sync reseed.", 3)
-    return 1 if problem else 0
+        return 1
+    filling = store.known.get("filling")
+    DOVECOT_OPTIONS.parent.mkdir(exist_ok=True)
+    DOVECOT_OPTIONS.write_text(f"DOVECOT_OPTIONS={'-o protocols=none' if filling else ''}\n")
+    if filling:
+        say("the store is being filled: users are not served before posthorn-sync reseed has ended", 4)
+    return 0
 
 
-def reseed(configuration: Configuration) -> int:
-    """The operator's word that this store is to be taken as it is, and filled from the peer."""
+def reseed(configuration: Configuration, *, at_once: bool) -> int:
+    """The operator's word that this store is to be taken as it is, and filled from the peer. Waits for that.
+
+    Can be ended and said again: it goes on where it was.
+    """
     store = Store(configuration)
-    problem = store.problem()
-    if problem is None and not store.known.get("reseed"):
-        print(f"{configuration.store} is the store that this host knows: there is nothing to reseed, unless the peer")
-        print("refuses it (posthorn-sync status says so). It gets a new identity; no mail is touched.")
     STATE.mkdir(mode=0o755, exist_ok=True)
-    identity = store.begin(reseed=True)
-    there = sum(1 for _ in store.homes.iterdir())
-    print(f"{configuration.store} is now the store {identity}, with the mailboxes of {there} users.")
-    if configuration.peer:
-        print(f"What {configuration.peer} has is brought here, and nothing is deleted there: see posthorn-sync status.")
-    return subprocess.run(["systemctl", "start", "dovecot.service"]).returncode
+    if store.problem() or not store.known.get("filling"):
+        filling = configuration.peer is not None and not at_once
+        identity = store.begin(new=configuration.peer is not None, filling=filling)
+        print(f"{store.path} is now the store {identity}, with the mailboxes of {len(os.listdir(store.homes))} users.")
+        systemctl("restart", "dovecot.service")
+    elif at_once:
+        store.change(filling=False)
+        systemctl("restart", "dovecot.service")
+    if not store.known.get("filling"):
+        return 0
+    print(f"What {configuration.peer} has is brought here, and nothing is deleted there.", flush=True)
+    told, started = "", time.time()
+    while True:
+        try:
+            state = ask(configuration, "GET", "/status")
+        except OSError as error:
+            state, words = None, f"the service does not answer: {error}"
+        else:
+            left = state["pass"]["left"]
+            words = state["refused"] or f"{left} of {state['pass']['users']} users left"
+            if not state["peer"]["up"]:
+                words = f"waiting for {configuration.peer}"
+            elif not state["refused"] and state["filling"] and not left and (state["pass"]["at"] or 0) > started:
+                break
+        if words != told:
+            print(words, flush=True)
+        told = words
+        time.sleep(0.2)
+    store.change(filling=False)
+    systemctl("restart", "dovecot.service")
+    print("All users are here; Dovecot serves them again.")
+    return 0
+
+
+def systemctl(verb: str, unit: str) -> None:
+    """Raises `OSError` with its words when it fails."""
+    done = subprocess.run(["systemctl", verb, unit], capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"systemctl {verb} {unit}: {done.stderr.strip()}")
 
 
 def main(arguments: list[str]) -> int:
@@ -1142,7 +1205,8 @@ def main(arguments: list[str]) -> int:
     show.add_argument("--json", action="store_true", dest="as_json")
     for name, words in (("now", "sync a user, or everybody, at once"), ("audit", "read and compare every mail now")):
         commands.add_parser(name, help=words).add_argument("user", nargs="?")
-    commands.add_parser("reseed", help="take the store as it is, and have it filled from the peer (as root)")
+    fill = commands.add_parser("reseed", help="take the store as it is, and have it filled from the peer (as root)")
+    fill.add_argument("--at-once", action="store_true", help="serve users before it is filled, or without a peer")
     commands.add_parser("open-store", help="before Dovecot starts: refuses an unmounted, lost or foreign store")
     commands.add_parser("run", help="the daemon")
     options = parser.parse_args(arguments)
@@ -1162,7 +1226,7 @@ def main(arguments: list[str]) -> int:
             case "open-store":
                 return open_store(configuration)
             case "reseed":
-                return reseed(configuration)
+                return reseed(configuration, at_once=options.at_once)
             case "run":
                 token = (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "token").read_text().strip()
                 asyncio.run(Daemon(configuration, token).run())
