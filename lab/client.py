@@ -7,6 +7,7 @@ passwords stand in no argument.
 from __future__ import annotations
 
 import base64
+import contextlib
 import email
 import email.policy
 import http.client
@@ -138,6 +139,42 @@ def _session(smtp: smtplib.SMTP, request: dict[str, Any], note: Callable[[str, t
         smtp.docmd("QUIT")
 
 
+def raw(request: dict[str, Any]) -> dict[str, Any]:
+    """A session written byte by byte, for senders that do not keep to the rules.
+
+    Each of ``sends`` goes out when the server has answered the one before; with ``early`` the first does not wait for
+    the greeting. Returns all that the server said, reply by reply, up to its end of the connection.
+    """
+    source = (request["source"], 0) if "source" in request else None
+    plain = socket.create_connection((request["server"], request.get("port", 25)), 20, source_address=source)
+    name, context = request.get("name", request["server"]), _context(request)
+    connection = context.wrap_socket(plain, server_hostname=name) if request.get("tls") == "implicit" else plain
+    stream, replies = connection.makefile("rb"), []
+
+    def reply() -> bool:
+        lines: list[str] = []
+        while not lines or lines[-1][3:4] == "-":
+            line = stream.readline()
+            if not line:
+                return False
+            lines.append(line.decode(errors="replace").rstrip())
+        replies.append("\n".join(lines))
+        return True
+
+    with contextlib.closing(connection):
+        if not request.get("early"):
+            reply()
+        for text in request["sends"]:
+            connection.sendall(text.encode("latin-1"))
+            reply()
+            if text == "STARTTLS\r\n":
+                connection = context.wrap_socket(plain, server_hostname=name)
+                stream = connection.makefile("rb")
+        while reply():
+            pass
+    return {"replies": replies}
+
+
 def sieve(request: dict[str, Any]) -> dict[str, Any]:
     """Puts and activates a Sieve script over ManageSieve (RFC 5804), with STARTTLS and a password."""
     said: list[str] = []
@@ -199,7 +236,7 @@ def main() -> int:
     return 0
 
 
-ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "sieve": sieve, "web": web}
+ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "raw": raw, "sieve": sieve, "web": web}
 
 if __name__ == "__main__":
     sys.exit(main())

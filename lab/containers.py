@@ -136,6 +136,10 @@ async def banner(address):
         try:
             reader, writer = await asyncio.open_connection(address, 22)
             said = await asyncio.wait_for(reader.read(4), 10)
+            # Leave is taken as a client does it, or an error would stand in the server's journal.
+            writer.write(b"SSH-2.0-lab\\r\\n")
+            writer.write_eof()
+            await asyncio.wait_for(reader.read(), 10)
             writer.close()
             if said == b"SSH-":
                 return

@@ -22,7 +22,8 @@ ROLES = (
     "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
     "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
     "libnginx-mod-stream stunnel4 php-fpm php-enchant php-gd php-sqlite3 php-zip roundcube-core roundcube-plugins "
-    "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl lego knot-dnsutils"
+    "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl lego knot-dnsutils "
+    "haproxy postfix-mta-sts-resolver python3-dnspython"
 ).split()
 ABROAD = ["knot", "opendmarc", "pebble", "postfix-policyd-spf-python"]
 """What only the lab's own machines need: name servers, an authority, the checks of the foreign host."""
@@ -31,8 +32,8 @@ OWN = 12
 
 # Every daemon waits for its configuration; the agent enables what a host needs.
 AT_REST = (
-    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 knot "
-    "systemd-timesyncd unattended-upgrades roundcube-gc.timer roundcube-cleandb.timer"
+    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 haproxy knot "
+    "postfix-mta-sts-resolver systemd-timesyncd unattended-upgrades roundcube-gc.timer roundcube-cleandb.timer"
 ).split()
 MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service unbound-resolvconf.service"
 DEBCONF = """postfix postfix/main_mailer_type select No configuration

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lab.network import DNS, FOREIGN, LAN4, LAN6, RESOLVER
@@ -42,8 +43,15 @@ BLOCKLIST = """
 66.113.0.203 60 A 127.0.0.4
 67.113.0.203 60 A 127.255.255.254
 spam.example.dbl 60 A 127.0.1.2
+*.spam.example.dbl 60 A 127.0.1.2
+error.example.dbl 60 A 127.255.255.254
+*.error.example.dbl 60 A 127.255.255.254
 """
-FAR_PTR = f"{FOREIGN} 3600 PTR mx.far.example.\n"
+REVERSE = f"""
+{FOREIGN} 3600 PTR mx.far.example.
+69 3600 PTR host.spam.example.
+70 3600 PTR host.error.example.
+"""
 
 ZONES = (
     Zone(".", None),
@@ -56,7 +64,7 @@ ZONES = (
     Zone("moor.example", "example", updates=True),
     Zone("100.51.198.in-addr.arpa", ".", updates=True),
     Zone("18.198.in-addr.arpa", ".", updates=True),
-    Zone("113.0.203.in-addr.arpa", ".", FAR_PTR),
+    Zone("113.0.203.in-addr.arpa", ".", REVERSE),
     Zone(
         "8.b.d.0.1.0.0.2.ip6.arpa",
         ".",
@@ -198,11 +206,11 @@ def _in(state: State, *command: str) -> str:
     return str(done.stdout)
 
 
-def add_record(state: State, zone: str, owner: str, kind: str, data: str, ttl: int = 3600) -> None:
-    """Adds a record to a zone of the lab's own, at once."""
+def add_records(state: State, zone: str, records: Iterable[tuple[str, str, str]], ttl: int = 60) -> None:
+    """Adds records (owner, type, data) to a zone of the lab's own, in one step and at once."""
     commands = (
         f"zone-begin {zone}",
-        f"zone-set {zone} {owner} {ttl} {kind} {shlex.quote(data)}",
+        *(f"zone-set {zone} {owner} {ttl} {kind} {shlex.quote(data)}" for owner, kind, data in records),
         f"zone-commit {zone}",
     )
-    _in(state, "sh", "-c", "".join(f"knotc {command} >/dev/null\n" for command in commands))
+    _in(state, "sh", "-ec", "".join(f"knotc {command} >/dev/null\n" for command in commands))

@@ -28,7 +28,7 @@ LOCAL4, LOCAL6 = "198.18.0.0/16", "2001:db8:1::/48"
 
 OPERATOR, CLIENT, FOREIGN, DNS, RESOLVER = 10, 80, 25, 53, 54
 """Last part of the addresses on the internet's own network."""
-STRANGERS = (66, 67, 68, *range(81, 100))
+STRANGERS = (66, 67, 68, 69, 70, *range(81, 100))
 
 
 @dataclass
@@ -104,7 +104,7 @@ def _outside(plan: Plan) -> None:
         plan.wire(name, "internet", "internet", f"to-{name}", master="lan")
         plan.address(name, "internet", f"{LAN4}.{last}/24", f"{LAN6}{last}/64")
         plan.ip(name, f"route add default via {LAN4}.1", f"route add default via {LAN6}1")
-    # Others that the client may come from: two on blocklists, and some that no list knows.
+    # Others that the client may come from: four of whom blocklists have something to say, and some that no list knows.
     plan.address("client", "internet", *(f"{LAN4}.{last}/24" for last in STRANGERS))
     plan.wire("operator", "backbone", "backbone", "to-operator", master="backbone")
     plan.address("operator", "backbone", f"{BACKBONE4}.{OPERATOR}/24", f"{BACKBONE6}{OPERATOR}/64")

@@ -62,6 +62,8 @@ class State:
     host_keys: dict[str, str] = field(default_factory=dict)
     generations: dict[str, str] = field(default_factory=dict)
     trust_anchor: tuple[str, ...] = ()
+    world_authority: str = ""
+    """The certificate (PEM) of the authority that the lab's internet believes."""
     hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     # Files

@@ -35,6 +35,8 @@ class ServiceSettings(Frozen):
     """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
     release: Release = 13
     """Debian on all hosts that do not say another."""
+    authorities: tuple[str, ...] = ()
+    """Certificates (PEM) that hosts believe in place of Debian's list, on a private internet that has its own root."""
     names: Names = Names()
 
 

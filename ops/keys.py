@@ -44,12 +44,17 @@ def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
     return key.private_bytes(serialization.Encoding.PEM, _PRIVATE_PEM, _PLAIN).decode()
 
 
+def tls_key() -> str:
+    """A key for TLS, on the curve P-256, in PEM."""
+    return _pem(ec.generate_private_key(ec.SECP256R1()))
+
+
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
-def _authority(name: str) -> tuple[str, str]:
-    """A certificate authority of the stack's own: (certificate, key) in PEM."""
+def new_authority(name: str) -> tuple[str, str]:
+    """A certificate authority: (certificate, key) in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority {_now():%Y-%m-%d %H:%M:%S}")])
     certificate = (
@@ -171,7 +176,7 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
             ring.made.append(f"{name.replace('_', ' ')} secret")
 
     if not ring.private["authority"]:
-        ring.public["authority"], ring.private["authority"] = _authority(stack.domain)
+        ring.public["authority"], ring.private["authority"] = new_authority(stack.domain)
         ring.made.append("certificate authority")
     for host in stack.all_hosts.values():
         _complete_host(stack, host, ring)
@@ -198,7 +203,7 @@ def _complete_host(stack: Stack, host: Host, ring: KeyRing) -> None:
         public["ssh"], private["ssh"] = ssh_key(host.name)
         ring.made.append(f"SSH host key of {host.name}")
     if not private["tls"]:
-        private["tls"] = _pem(ec.generate_private_key(ec.SECP256R1()))
+        private["tls"] = tls_key()
         public["certificate"] = ""
         ring.made.append(f"TLS key of {host.name}")
     names = stack.certificate_names(host)

@@ -177,27 +177,37 @@ def unlock(project: Project) -> list[str]:
     return done
 
 
-def _endpoints(stack: Stack, without: Sequence[str]) -> Iterator[tuple[str, str, int, str]]:
+def _endpoints(stack: Stack, without: Sequence[str]) -> Iterator[tuple[str, str, int, str, bool]]:
     for name, site in stack.sites.items():
         if name in without or site.hypervisor is None or not any(host.machine for host in stack.hosts_at(name)):
             continue
         uri = urlsplit(site.hypervisor.uri)
         if "ssh" in uri.scheme and uri.hostname:
-            yield f"the hypervisor of site {name}", uri.hostname, uri.port or 22, name
+            yield f"the hypervisor of site {name}", uri.hostname, uri.port or 22, name, True
     for host in stack.all_hosts.values():
         if host.existing and host.site not in without:
-            yield f"host {host.name}", str(host.management_address), 22, host.site
+            yield f"host {host.name}", str(host.management_address), 22, host.site, True
     for name, server in stack.dns.servers.items():
-        yield f"DNS server {name}", str(server.address), server.port, ""
+        yield f"DNS server {name}", str(server.address), server.port, "", False
+
+
+def _part_from(connection: socket.socket) -> None:
+    """Takes leave of an SSH server as a client does, or an error would stand in its journal (RFC 4253 section 4.2)."""
+    connection.sendall(b"SSH-2.0-posthorn\r\n")
+    connection.shutdown(socket.SHUT_WR)
+    while connection.recv(4096):
+        pass
 
 
 def unreachable(stack: Stack, without: Sequence[str] = ()) -> list[str]:
     """Hypervisors, existing hosts and DNS servers that do not answer, all asked at once."""
 
-    def ask(endpoint: tuple[str, str, int, str]) -> str | None:
-        what, address, port, site = endpoint
+    def ask(endpoint: tuple[str, str, int, str, bool]) -> str | None:
+        what, address, port, site, by_ssh = endpoint
         try:
-            with socket.create_connection((address, port), timeout=REACH_SECONDS):
+            with socket.create_connection((address, port), timeout=REACH_SECONDS) as connection:
+                if by_ssh:
+                    _part_from(connection)
                 return None
         except OSError as error:
             way = f"; if the site is lost: WITHOUT={site}" if site else ""

@@ -19,7 +19,7 @@ def configure(stack: Stack, host: Host, listens: Iterable[Listen]) -> Service:
         name="firewall",
         packages=("nftables",),
         files=(File(PATH, render("firewall/nftables.conf.j2", rules=rules), mode="0644"),),
-        units=(Unit("nftables.service", reload_on=(PATH,)),),
+        units=(Unit("nftables.service", reload_on=(PATH,), once=True),),
         checks=(Check(("nft", "--check", "--file", PATH)),),
     )
 

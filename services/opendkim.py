@@ -1,7 +1,8 @@
-"""OpenDKIM: signs what the stack's users send (RFC 6376)."""
+"""OpenDKIM: signs what the stack's users send, and what its hosts themselves say (RFC 6376)."""
 
 from __future__ import annotations
 
+from model.network import Role
 from model.stack import Host, Stack
 from services.private import private
 from services.render import render_tree
@@ -9,19 +10,27 @@ from services.service import Directory, File, SecretFile, Service, Unit
 
 KEYS = "/etc/opendkim/keys"
 DROP_IN = "/etc/systemd/system/opendkim.service.d/"
+MILTER = "inet:127.0.0.1:8891"
+USER = "opendkim"
+
+
+def signing_key(stack: Stack, domain: str) -> str:
+    """The private key that signs for a domain now."""
+    return private(stack, lambda keys: keys.dkim[domain][stack.dkim.selector])
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """One key per domain, which signs for its subdomains too."""
+    """One key per domain, which signs for its subdomains too.
+
+    Where users submit, there are those of all domains; other hosts sign their own bounces, with the service's.
+    """
     selector = stack.dkim.selector
-    names = {domain: f"{KEYS}/{selector}-{domain}.private" for domain in stack.sending_domains}
+    domains = tuple(stack.sending_domains) if host.has(Role.SMTP_OUT) else (stack.own_domain,)
+    names = {domain: f"{KEYS}/{selector}-{domain}.private" for domain in domains}
     key_table = "".join(f"{domain} {domain}:{selector}:{path}\n" for domain, path in sorted(names.items()))
     # The first match wins: the domain that is most alike comes before those above it.
-    longest = sorted(stack.sending_domains, key=lambda domain: (-domain.count("."), domain))
+    longest = sorted(domains, key=lambda domain: (-domain.count("."), domain))
     signing_table = "".join(f"*@{domain} {domain}\n*@*.{domain} {domain}\n" for domain in longest)
-
-    def key(domain: str) -> str:
-        return private(stack, lambda keys: keys.dkim[domain][selector])
 
     return Service(
         name="opendkim",
@@ -33,7 +42,7 @@ def configure(stack: Stack, host: Host) -> Service:
         ),
         directories=(Directory("/etc/opendkim"), Directory(KEYS)),
         secret_files=tuple(
-            SecretFile(path, f"dkim-{selector}-{domain}", key(domain), owner="opendkim", group="opendkim")
+            SecretFile(path, f"dkim-{selector}-{domain}", signing_key(stack, domain), owner=USER, group=USER)
             for domain, path in names.items()
         ),
         units=(Unit("opendkim.service", restart_on=("/etc/opendkim.conf", "/etc/opendkim/", DROP_IN)),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from model.stack import Host, Stack
-from services import identity
+from services import identity, opendkim
 from services.render import render_tree
 from services.service import Check, Directory, File, Unit
 from services.table import table
@@ -26,13 +26,16 @@ def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     """The units of Postfix. On Debian 12 the first only starts the instance, which does the work."""
     if stack.release_of(host) >= 13:
         return (Unit("postfix.service", reload_on=LOOKS),)
-    return (Unit("postfix.service"), Unit("postfix@-.service", reload_on=LOOKS))
+    return (Unit("postfix.service", once=True), Unit("postfix@-.service", reload_on=LOOKS))
 
 
 def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...]:
     """The files of one kind of Postfix host, with the aliases of the host itself."""
     own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
-    rendered = render_tree(tree, release=stack.release_of(host), stack=stack, host=host, identity=identity, **values)
+    release = stack.release_of(host)
+    rendered = render_tree(
+        tree, release=release, stack=stack, host=host, identity=identity, milter=opendkim.MILTER, **values
+    )
     return (*rendered, File(f"{FOLDER}aliases", table(own)))
 
 

@@ -7,8 +7,6 @@ from services.private import private
 from services.render import render_tree
 from services.service import SecretFile, Service, Unit
 
-DROP_IN = "/etc/systemd/system/postsrsd.service.d/"
-
 
 def configure(stack: Stack, host: Host) -> Service:
     """One secret at all sites, so that a bounce may return by any of them."""
@@ -17,5 +15,5 @@ def configure(stack: Stack, host: Host) -> Service:
         packages=("postsrsd",),
         files=render_tree("postsrsd", stack=stack, host=host),
         secret_files=(SecretFile("/etc/postsrsd.secret", "srs", private(stack, lambda keys: keys.srs + "\n")),),
-        units=(Unit("postsrsd.service", restart_on=("/etc/default/postsrsd", "/etc/postsrsd.secret", DROP_IN)),),
+        units=(Unit("postsrsd.service", restart_on=("/etc/default/postsrsd", "/etc/postsrsd.secret")),),
     )

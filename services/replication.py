@@ -106,7 +106,7 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(TOKEN, "sync-token", f"{password}\n"),
         ),
         units=(
-            Unit(TUNNEL, restart_on=("/etc/stunnel/", "/etc/posthorn/", f"{SYSTEM}/stunnel@.service.d/")),
+            Unit(TUNNEL, restart_on=("/etc/stunnel/", "/etc/posthorn/")),
             Unit(UNIT, restart_on=(PROGRAM, CONFIGURATION, TOKEN, f"{SYSTEM}/{UNIT}")),
         ),
         health=({**probe, "port": SYNC, "status": [200]},),

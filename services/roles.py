@@ -19,11 +19,13 @@ from services import (
     postsrsd,
     replication,
     resolver,
+    revive,
     rspamd,
     rspamd_proxy,
     smtp_in,
     smtp_out,
     ssh,
+    tls_policy,
     upkeep,
     webmail,
 )
@@ -40,10 +42,13 @@ EVERYWHERE: tuple[Configure, ...] = (
     resolver.configure,
 )
 
+RELAY: tuple[Configure, ...] = (rspamd_proxy.configure, opendkim.configure, tls_policy.configure)
+"""What every host has that brings mail to the world."""
+
 OF_ROLE: dict[Role, tuple[Configure, ...]] = {
-    Role.SMTP_IN: (rspamd_proxy.configure, postsrsd.configure, smtp_in.configure),
-    Role.SMTP_OUT: (rspamd_proxy.configure, opendkim.configure, smtp_out.configure),
-    Role.MAILDROP: (replication.guard, replication.configure, maildrop.configure, learning.send),
+    Role.SMTP_IN: (*RELAY, postsrsd.configure, smtp_in.configure),
+    Role.SMTP_OUT: (*RELAY, smtp_out.configure),
+    Role.MAILDROP: (opendkim.configure, replication.guard, replication.configure, maildrop.configure, learning.send),
     Role.FRONTEND: (frontend.configure, discovery.configure),
     Role.WEBMAIL: (webmail.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),
@@ -51,8 +56,9 @@ OF_ROLE: dict[Role, tuple[Configure, ...]] = {
 
 
 def services_of(stack: Stack, host: Host) -> tuple[Service, ...]:
-    """All services of a host, each once, the firewall made of the ports that the others open."""
+    """All services of a host, each once; the firewall is made of the ports that they open."""
     wanted = [*EVERYWHERE, *(configure for role in host.roles for configure in OF_ROLE.get(role, ()))]
     services = tuple(configure(stack, host) for configure in dict.fromkeys(wanted))
     listens = tuple(listen for service in services for listen in service.listens)
-    return (*services, firewall.configure(stack, host, listens))
+    units = tuple(unit for service in services for unit in service.units)
+    return (*services, firewall.configure(stack, host, listens), revive.configure(units))

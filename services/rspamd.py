@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
+from services import opendkim
 from services.private import private
 from services.render import render_tree
 from services.senders import authors
@@ -12,6 +13,7 @@ from services.table import table
 
 SCANNER = 11333
 KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
+SEAL = "/etc/rspamd/posthorn-seal.key"
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -30,6 +32,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 host=host,
                 port=SCANNER,
                 keypair=KEYPAIR,
+                seal=SEAL,
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
@@ -42,6 +45,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 mode="0640",
                 group="_rspamd",
             ),
+            SecretFile(SEAL, "seal", opendkim.signing_key(stack, stack.own_domain), mode="0640", group="_rspamd"),
         ),
         units=(
             Unit("redis-server.service", restart_on=("/etc/redis/",)),

@@ -7,32 +7,38 @@ from model.network import Role
 from model.stack import Host, Stack
 from services.render import render_tree
 from services.rspamd import SCANNER
-from services.service import File, Service, Unit
+from services.service import Check, File, Service, Unit
 
 SUFFIXES = "/etc/rspamd/posthorn-suffixes"
+NEAR = 11330
+"""On loopback: where HAProxy takes mails for the scanners."""
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """rspamd as a proxy alone, which asks the scanners in turn. When none answers, mail is deferred."""
-    scanners = stack.hosts_with(Role.RSPAMD)
-    upstreams = ",".join(f"{_literal(scanner.addresses.local[0])}:{SCANNER}" for scanner in scanners)
+    """rspamd as a proxy alone, and HAProxy, by which all hosts ask the same scanner first. Without any, mail waits."""
+    scanners = {scanner.name: _place(scanner.addresses.local[0]) for scanner in stack.hosts_with(Role.RSPAMD)}
     return Service(
         name="rspamd-proxy",
-        packages=("rspamd",),
+        packages=("rspamd", "haproxy"),
         files=(
             *render_tree(
                 "rspamd-proxy",
                 stack=stack,
                 host=host,
-                upstreams=upstreams,
+                scanners=scanners,
+                near=NEAR,
                 suffixes=SUFFIXES,
                 key=stack.keys.public.rspamd,
             ),
             File(SUFFIXES, "example\n"),
         ),
-        units=(Unit("rspamd.service", restart_on=("/etc/rspamd/",)),),
+        units=(
+            Unit("haproxy.service", reload_on=("/etc/haproxy/",)),
+            Unit("rspamd.service", restart_on=("/etc/rspamd/",)),
+        ),
+        checks=(Check(("haproxy", "-c", "-q", "-f", "/etc/haproxy/haproxy.cfg")),),
     )
 
 
-def _literal(address: IPAddress) -> str:
-    return f"[{address}]" if address.version == 6 else str(address)
+def _place(address: IPAddress) -> str:
+    return f"[{address}]:{SCANNER}" if address.version == 6 else f"{address}:{SCANNER}"

@@ -52,11 +52,15 @@ class User:
 
 @dataclass(frozen=True)
 class Unit:
-    """A systemd unit that is enabled and runs. Path prefixes say whose change restarts or reloads it."""
+    """A systemd unit that is enabled and runs. Path prefixes say whose change restarts or reloads it.
+
+    ``once``: it does its work and ends (Type=oneshot in systemd.service(5)); any other is started again when it dies.
+    """
 
     name: str
     restart_on: tuple[str, ...] = ()
     reload_on: tuple[str, ...] = ()
+    once: bool = False
 
 
 @dataclass(frozen=True)

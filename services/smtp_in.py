@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from model.mail import CATCH_ALL, Target
 from model.settings import DnsblRule
 from model.stack import Host, Stack
-from services import postfix
+from services import postfix, tls_policy
 from services.service import File, Listen, Service, Source
 from services.table import table
 
@@ -30,13 +30,14 @@ def configure(stack: Stack, host: Host) -> Service:
     asks = {"accepts": stack.postmaster_address, "refuses": "nobody@elsewhere.invalid"}
     return Service(
         name="smtp-in",
-        packages=("postfix", "postfix-lmdb"),
+        packages=("postfix", "postfix-lmdb", "postfix-pcre"),
         files=(
             *postfix.files(
                 stack,
                 host,
                 "smtp-in",
                 name=name,
+                tls_policy=tls_policy.TABLE,
                 dnsbl=[restriction(rule) for rule in stack.filter.dnsbl],
                 discarded=DISCARDED,
                 forward_port=FORWARD_PORT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import dovecot, postfix
+from services import dovecot, postfix, tls_policy
 from services.senders import owners
 from services.service import File, Listen, Service, Source, Unit
 from services.table import table
@@ -32,6 +32,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 host,
                 "smtp-out",
                 name=name,
+                tls_policy=tls_policy.TABLE,
                 submission=SUBMISSION,
                 submission_proxy=SUBMISSION_PROXY,
                 users=dovecot.USERS,

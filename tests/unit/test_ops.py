@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -74,10 +75,10 @@ def test_whoever_does_not_answer_is_named_with_the_way_around(
         host["existing"] = {"host_key": "ssh-ed25519 AAAA"}
     stack = parse("lab", "f", config)
 
-    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[None]:
+    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[Mock]:
         if where[0].startswith("198.18.2."):
             raise ConnectionRefusedError(111, "Connection refused")
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(Mock(recv=Mock(return_value=b"")))
 
     monkeypatch.setattr(socket, "create_connection", connect)
     said = running.unreachable(stack)
@@ -92,10 +93,10 @@ def test_whoever_does_not_answer_is_named_with_the_way_around(
 def test_a_hypervisor_that_does_not_answer_is_named_by_its_site(
     keyed_stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[None]:
+    def connect(where: tuple[str, int], **_: object) -> contextlib.AbstractContextManager[Mock]:
         if where == ("198.19.0.3", 22):
             raise TimeoutError("timed out")
-        return contextlib.nullcontext()
+        return contextlib.nullcontext(Mock(recv=Mock(return_value=b"")))
 
     monkeypatch.setattr(socket, "create_connection", connect)
     assert running.unreachable(keyed_stack) == [

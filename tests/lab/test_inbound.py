@@ -1,0 +1,252 @@
+"""What comes in by the MX hosts, at every site: who is refused, where an address leads, what is forwarded and how."""
+
+from __future__ import annotations
+
+import base64
+import email
+import json
+import re
+import secrets
+from functools import partial
+from typing import Any
+
+import dkim
+import pytest
+
+from lab import containers, foreign
+from tests.lab.conftest import Lab
+from tests.lab.test_mail import MX, NAME, PLACES, eventually, id_of, mail, on, talk
+
+HAND_OVER = """
+import json, smtplib, sys
+task = json.load(sys.stdin)
+with smtplib.SMTP(task["server"], 25, "mx.far.example", timeout=30) as smtp:
+    smtp.starttls()
+    for to, text in task["mails"]:
+        smtp.sendmail(task["sender"], [to], text)
+"""
+INSIDE = ("net.hill.example", "198.18.", "2001:db8:1:", "localdomain")
+"""Words that nobody outside is to read: names and addresses of the hosts behind the MX."""
+
+
+def hand_over(lab: Lab, server: str, *recipients: str) -> list[str]:
+    """The foreign host signs mails and gives them to one MX, in one session. Returns their Message-IDs."""
+    texts = [mail(to=to).removesuffix(".\r\n") for to in recipients]
+    key = (containers.upper(lab.state, "foreign") / "etc/opendkim/far.key").read_bytes()
+    texts = [dkim.sign(text.encode(), b"far", b"far.example", key).decode() + text for text in texts]
+    task = {"server": server, "sender": "bob@far.example", "mails": list(zip(recipients, texts, strict=True))}
+    done = lab.run("foreign", "python3", "-c", HAND_OVER, text=json.dumps(task))
+    assert done.returncode == 0, done.stderr
+    return [id_of(text) for text in texts]
+
+
+def abroad(lab: Lab, *words: str) -> str:
+    """The mail in the foreign mailbox that holds all these words."""
+    found = eventually(lambda: [m for m in foreign.mails(lab.state) if all(word in m for word in words)])
+    return str(found[0])
+
+
+def log(lab: Lab, host: str, pattern: str) -> str:
+    """The newest lines of Postfix that match."""
+    return str(lab.run(host, "journalctl", "-u", "postfix@-", "-o", "cat", "-n", "20", "-g", pattern).stdout)
+
+
+def txt_record(lab: Lab, name: bytes, timeout: float = 5) -> bytes:
+    """A TXT record as the lab's resolver has it, for dkimpy."""
+    asked = ("kdig", "+short", f"+timeout={timeout}", "@203.0.113.54", name.decode(), "TXT")
+    said = lab.run("internet", *asked).stdout
+    return "".join(re.findall(r'"([^"]*)"', said)).encode()
+
+
+# Who is refused
+
+LISTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "client": ({"source": "203.0.113.66"}, {"source": "203.0.113.67"}),
+    "sender": ({"from": "x@spam.example"}, {"from": "x@error.example"}),
+    "helo": ({"helo": "spam.example"}, {"helo": "error.example"}),
+    "reverse client": ({"source": "203.0.113.69"}, {"source": "203.0.113.70"}),
+}
+UNLISTED = {"source": "203.0.113.68", "from": "x@far.example", "recipients": ["ann@hill.example"]}
+
+
+@pytest.mark.parametrize("site", MX)
+def test_no_list_knows_an_honest_sender(lab: Lab, site: str) -> None:
+    assert talk(lab, server=MX[site], **UNLISTED)["rcpt"][0] == 250
+
+
+@pytest.mark.parametrize("site", MX)
+@pytest.mark.parametrize("what", LISTED)
+def test_who_is_listed_is_refused_with_the_name_of_the_list(lab: Lab, site: str, what: str) -> None:
+    code, text = talk(lab, server=MX[site], **UNLISTED | LISTED[what][0])["rcpt"]
+    assert code == 554 and "blocked using" in text and "dnsbl.example" in text, text
+
+
+@pytest.mark.parametrize("site", MX)
+@pytest.mark.parametrize("what", LISTED)
+def test_an_error_of_any_list_refuses_nobody_and_is_noted(lab: Lab, site: str, what: str) -> None:
+    said = talk(lab, server=MX[site], **UNLISTED | LISTED[what][1])
+    assert said["rcpt"][0] == 250, said
+    word = {"client": r"203\.0\.113\.67", "reverse client": r"203\.0\.113\.70"}.get(what, "error.example")
+    eventually(lambda: log(lab, f"smtp-in-{site}", f"reject_warning: RCPT.*{word}"))
+
+
+@pytest.mark.parametrize("port,tls", [(25, "none"), (25, "starttls"), (465, "implicit")])
+def test_all_ports_refuse_the_same(lab: Lab, port: int, tls: str) -> None:
+    site = {"port": port, "tls": tls, "server": MX["elm"]}
+    assert talk(lab, **site, **UNLISTED | {"source": "203.0.113.66"})["rcpt"][0] == 554
+    assert talk(lab, **site, **UNLISTED | {"recipients": ["nobody-here@hill.example"]})["rcpt"][0] == 550
+    assert talk(lab, **site, **UNLISTED | {"recipients": ["carl@far.example"]})["rcpt"][0] == 554
+    assert talk(lab, **site, **UNLISTED | {"from": ""})["rcpt"][0] == 250
+
+
+@pytest.mark.parametrize("site", MX)
+@pytest.mark.parametrize(
+    "to",
+    [
+        "carl%far.example@hill.example",
+        "carl%far.example@smtp-in.hill.example",
+        "far.example!carl@hill.example",
+        "far.example!carl",
+        "@hill.example:carl@far.example",
+        '"carl@far.example"@hill.example',
+        '"carl@far.example"',
+        "carl@far.example@hill.example",
+        "carl@[203.0.113.25]",
+        "ann@maildrop.net.hill.example.far.example",
+        "SRS0=AAAA=ZZ=far.example=carl@hill.example",
+    ],
+)
+def test_no_way_of_writing_an_address_leads_through(lab: Lab, site: str, to: str) -> None:
+    code, text = talk(lab, server=MX[site], **UNLISTED | {"recipients": [to]})["rcpt"]
+    assert code in (501, 504, 550, 553, 554), text
+
+
+@pytest.mark.parametrize("name", ["a..name", "-"])
+def test_a_greeting_that_is_no_name_is_refused(lab: Lab, name: str) -> None:
+    assert talk(lab, **UNLISTED | {"helo": name})["rcpt"][0] == 501
+
+
+def session(lab: Lab, *sends: str, **request: Any) -> list[str]:
+    """A session byte by byte (see `lab.client.raw`)."""
+    request = {"server": MX["oak"], "name": NAME, "source": "203.0.113.68", "sends": sends, **request}
+    replies: list[str] = lab.client("raw", **request)["replies"]
+    return replies
+
+
+def test_nobody_is_told_who_lives_here(lab: Lab) -> None:
+    said = session(lab, "EHLO mx.far.example\r\n", "VRFY ann\r\n", "EXPN info\r\n", "ETRN hill.example\r\n", "QUIT\r\n")
+    assert all(word not in said[1] for word in ("VRFY", "ETRN", "DSN", "AUTH"))
+    assert [reply[:3] for reply in said[2:5]] == ["502", "500", "459"], said
+
+
+def test_whoever_does_not_wait_for_answers_is_refused(lab: Lab) -> None:
+    early = "EHLO mx.far.example\r\nMAIL FROM:<x@far.example>\r\nRCPT TO:<ann@hill.example>\r\nDATA\r\n"
+    said = session(lab, early, early=True)
+    assert not [reply for reply in said if reply.startswith("354")], said
+
+
+ENDS = {"LF.LF": "\n.\n", "CRLF.LF": "\r\n.\n", "LF.CRLF": "\n.\r\n", "CR.CR": "\r.\r", "CRLF.CR": "\r\n.\r"}
+DOORS: dict[str, dict[str, Any]] = {
+    "25": {"port": 25},
+    "25 with STARTTLS": {"port": 25, "starttls": True},
+    "465": {"port": 465, "tls": "implicit"},
+    "587": {"port": 587, "starttls": True, "user": "ann"},
+}
+
+
+def greeting(lab: Lab, door: dict[str, Any]) -> list[str]:
+    """What a client says before its mail."""
+    hello = "EHLO mx.far.example\r\n"
+    said = [hello, "STARTTLS\r\n", hello] if door.get("starttls") else [hello]
+    if user := door.get("user"):
+        login = base64.b64encode(f"\0{user}\0{lab.state.passwords[user]}".encode()).decode()
+        said.append(f"AUTH PLAIN {login}\r\n")
+    return said
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("end", ENDS)
+def test_one_mail_is_one_mail_whatever_ends_its_lines(lab: Lab, door: str, end: str) -> None:
+    at = dict(DOORS[door])
+    before = greeting(lab, at)
+    sender = "ann@hill.example" if at.pop("user", None) else "bob@far.example"
+    hidden = f"{secrets.token_hex(6)}@hill.example"
+    inner = f"MAIL FROM:<{hidden}>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
+    text = mail(sender=sender, to="ben@hill.example").removesuffix("\r\n.\r\n") + ENDS[end] + inner
+    at.pop("starttls", None)
+    if at["port"] == 587:
+        at |= {"server": "smtp-out.hill.example", "name": "smtp-out.hill.example", "source": next(PLACES)}
+    envelope = (f"MAIL FROM:<{sender}>\r\n", "RCPT TO:<ben@hill.example>\r\n", "DATA\r\n")
+    said = session(lab, *before, *envelope, text, "QUIT\r\n", **at)
+    position = next(i for i, reply in enumerate(said) if reply.startswith("354"))
+    # One answer to the mail, one to QUIT.
+    assert len(said) == position + 3 and said[-1].startswith("221"), said
+
+
+# Where an address leads
+
+PLACES_OF = {
+    "ann@hill.example": ("ann",),
+    "ann+shop@hill.example": ("ann",),
+    "info@hill.example": ("ann",),
+    "info@moor.example": ("ann",),
+    "sales@hill.example": ("ann", "ben"),
+    "sales@moor.example": ("ann", "ben"),
+    "team@hill.example": ("ben",),
+    "whoever@dale.example": ("ben",),
+    "who.ever+x@dale.example": ("ben",),
+    "ann@dale.example": ("ann",),
+    **{f"{name}@{domain}.example": ("ann",) for name in ("postmaster", "abuse") for domain in ("hill", "dale", "moor")},
+}
+
+
+@pytest.mark.parametrize("site", MX)
+def test_every_address_leads_to_its_readers_at_every_site(lab: Lab, site: str) -> None:
+    ids = dict(zip(PLACES_OF, hand_over(lab, MX[site], *PLACES_OF), strict=True))
+    for address, users in PLACES_OF.items():
+        for user in ("ann", "ben"):
+            if user in users:
+                eventually(partial(on, lab, "maildrop-oak", user, ids[address]))
+            else:
+                assert not on(lab, "maildrop-oak", user, ids[address]), address
+    # One of them has a reader abroad too.
+    assert abroad(lab, ids["team@hill.example"], "SRS0=")
+
+
+# What is forwarded
+
+
+@pytest.mark.parametrize("site", ["oak", "ash"])
+def test_a_forwarded_mail_is_sealed_unchanged_and_tells_nothing_of_the_inside(lab: Lab, site: str) -> None:
+    (message_id,) = hand_over(lab, MX[site], "team@hill.example")
+    text = abroad(lab, message_id, "SRS0=")
+    status, results, why = dkim.arc_verify(text.encode(), dnsfunc=partial(txt_record, lab))
+    assert status == b"pass", (why, results, text)
+    seal = email.message_from_string(text)
+    assert "d=hill.example" in seal["ARC-Seal"] and "spf=pass" in seal["ARC-Authentication-Results"]
+    assert seal["From"] == "<bob@far.example>" and seal["To"] == "<team@hill.example>" and seal["Subject"] == "A word"
+    for word in INSIDE:
+        assert word not in text, text
+
+
+@pytest.mark.parametrize("site", ["oak", "elm"])
+def test_the_bounce_of_a_forwarded_mail_is_signed_and_reaches_its_sender(lab: Lab, site: str) -> None:
+    (message_id,) = hand_over(lab, MX[site], "gone@hill.example")
+    text = abroad(lab, message_id, "MAILER-DAEMON", "multipart/report")
+    bounce = email.message_from_string(text)
+    assert bounce["Return-Path"] == "<>" and "MAILER-DAEMON@smtp-in.hill.example" in bounce["From"]
+    assert "d=hill.example" in bounce["DKIM-Signature"]
+    assert "dkim=pass" in text
+    for word in INSIDE:
+        assert word not in text, text
+
+
+@pytest.mark.parametrize("site", ["oak", "elm"])
+def test_a_forwarded_mail_takes_the_tls_that_its_next_host_demands(lab: Lab, site: str) -> None:
+    hand_over(lab, MX[site], "strict@hill.example", "misled@hill.example")
+    host = f"smtp-in-{site}"
+    eventually(lambda: log(lab, host, "Verified TLS connection established to mx.dane-over-sts.far.example"))
+    deferred = eventually(lambda: log(lab, host, r"to=<bob@sts-broken\.far\.example>.*status=deferred"))
+    assert "Server certificate not verified" in deferred, deferred
+    for queue_id in set(re.findall(r"^(\w+): to=<bob@sts-broken", deferred, re.MULTILINE)):
+        lab.run(host, "postsuper", "-d", queue_id)
