@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import grp
 import hashlib
 import http.client
@@ -195,26 +196,48 @@ def forget_old_versions(names: set[str], used: set[Path]) -> None:
 # Packages, users, folders
 
 
-def install_packages(packages: list[str]) -> int:
-    """Installs what is missing; nothing starts before it is configured, and changed files are kept."""
+APT = ("apt-get", "-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold")
+
+
+def install_packages(packages: list[str], replaces: list[str]) -> int:
+    """Installs what is missing; nothing starts before it is configured, and changed files are kept.
+
+    A package that has to go for one of them goes only if ``replaces`` has a pattern for it.
+    """
     listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
     there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
     missing = [package for package in packages if package not in there]
     if not missing:
         return 0
+    wanted = ", ".join(missing)
+    plan = run(*APT, "--simulate", "install", *missing)
+    # What was once listed may be gone from where it was: only a fresh list is believed to lack a package.
+    if plan.returncode or not _fetch(missing):
+        update = run("apt-get", "-q", "update", "-o", "APT::Update::Error-Mode=any")
+        plan = run(*APT, "--simulate", "install", *missing)
+        if plan.returncode:
+            said = update if update.returncode else plan
+            raise Failed(f"packages {wanted} could not be installed, nothing was changed:\n{words(said)}")
+    removed = [line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Remv ")]
+    if unwanted := [name for name in removed if not any(fnmatch.fnmatch(name, pattern) for pattern in replaces)]:
+        raise Failed(
+            f"packages {wanted} were not installed: {', '.join(unwanted)} would be removed for them, and nothing in the"
+            " stack says that they may"
+        )
     policy = Path("/usr/sbin/policy-rc.d")
     write(policy, b"#!/bin/sh\nexit 101\n", 0o755, 0, 0)
     try:
-        options = ["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold"]
-        done = run("apt-get", "install", *options, *missing)
+        done = run(*APT, "install", *missing)
         if done.returncode:
-            run("apt-get", "update", "-q")
-            done = run("apt-get", "install", *options, *missing)
-        if done.returncode:
-            raise Failed(f"packages {', '.join(missing)} could not be installed:\n{words(done)}")
+            raise Failed(f"packages {wanted} could not be installed:\n{words(done)}")
     finally:
         policy.unlink(missing_ok=True)
     return len(missing)
+
+
+def _fetch(packages: list[str]) -> bool:
+    """Whether all files of packages could be fetched. Nothing is installed or removed."""
+    return run(*APT, "install", "--download-only", *packages).returncode == 0
 
 
 def make_users(users: dict[str, Any]) -> None:
@@ -719,7 +742,7 @@ def apply(bundle: dict[str, Any]) -> None:
     """Brings this host to what the bundle says, or leaves it as it was. Raises `Failed` with what is wrong."""
     clock = Clock()
     state = State()
-    installed = install_packages(bundle["packages"])
+    installed = install_packages(bundle["packages"], bundle["replaces"])
     make_users(bundle["users"])
     mount_first(bundle)
     give_back(bundle["kept"], owners())

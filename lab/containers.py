@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from lab import repository
 from lab.state import LAB, LabError, State, namespace
 from ops.keys import ssh_key
 from ops.stackfile import write_atomically
@@ -99,10 +100,13 @@ def prepare(state: State, name: str, *, host_key: bool = True) -> None:
 
 
 def start(state: State, name: str, lower: Path) -> None:
-    """Starts a machine that was prepared. Does nothing when it runs."""
+    """Starts a machine that was prepared, with the package sources of its image. Does nothing when it runs."""
     if leader(state, name) is not None:
         return
     folder = machine_folder(state, name)
+    for path, text in repository.host_files(lower.parent).items():
+        (folder / "upper" / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "upper" / path).write_text(text)
     cgroup = _cgroups() / name
     # A group that was killed once remembers it: systemd 257 starts processes right in their groups, and the kernel ends
     # those that come from a killed group into a new one.

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from lab import repository
 from lab.state import CACHE, LabError
 from ops.stackfile import write_atomically
 
@@ -97,8 +98,16 @@ def folder(release: int) -> Path:
     return CACHE / "images" / f"debian-{release}-{digest}"
 
 
+def is_made(release: int) -> bool:
+    """Whether the cache holds an image and the packages that are served beside it."""
+    image = folder(release)
+    return (image / "packages").exists() and repository.folder(image).exists()
+
+
 def make(release: int, log: Path) -> Path:
     """The root folder of an image, made with mmdebstrap when the cache has none (some 50 s on two cores).
+
+    With it comes the repository of what its machines install later (`lab.repository`).
 
     Raises `LabError` with the end of the log.
     """
@@ -107,7 +116,9 @@ def make(release: int, log: Path) -> Path:
     with image.with_suffix(".lock").open("w") as lock:
         # Another lab may want the same image: the second finds it made.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _make(release, image, log)
+        root = _make(release, image, log)
+        repository.make(image, SUITES[release], _sources(SUITES[release]))
+        return root
 
 
 def _make(release: int, image: Path, log: Path) -> Path:

@@ -1,7 +1,7 @@
-"""The name servers of the lab's internet: a signed root, the zones below it, blocklists, and a resolver.
+"""The servers of the lab's internet: a signed root, the zones below it, blocklists, a resolver, and Debian packages.
 
 Knot serves every zone and takes the stack's updates; Unbound resolves for the client, the foreign host and the
-operator. Both run in one container, in the namespace of the internet's router.
+operator. NGINX serves the packages. All run in one container, in the namespace of the internet's router.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from lab import image, repository
 from lab.network import DNS, FOREIGN, LAN4, LAN6, RESOLVER
 from lab.state import LabError, State
 
@@ -52,10 +53,11 @@ REVERSE = f"""
 69 3600 PTR host.spam.example.
 70 3600 PTR host.error.example.
 """
+SERVERS = "".join(f"{host} 3600 A {LAN4}.{DNS}\n{host} 3600 AAAA {LAN6}{DNS}\n" for host in ("ns", "packages"))
 
 ZONES = (
     Zone(".", None),
-    Zone("example", ".", f"ns 3600 A {LAN4}.{DNS}\nns 3600 AAAA {LAN6}{DNS}\n"),
+    Zone("example", ".", SERVERS),
     Zone("far.example", "example", FAR),
     Zone("dnsbl.example", "example", BLOCKLIST),
     Zone("hill.example", "example", updates=True),
@@ -117,6 +119,13 @@ def _zone_text(zone: Zone, delegations: str) -> str:
     return f"{apex}{zone.records}{delegations}"
 
 
+PACKAGES = f"""server {{
+    listen {LAN4}.{DNS}:80;
+    listen [{LAN6}{DNS}]:80;
+    server_name {repository.HOST};
+    root /srv/packages;
+}}
+"""
 UNBOUND = f"""server:
     interface: {LAN4}.{RESOLVER}
     interface: {LAN6}{RESOLVER}
@@ -165,14 +174,25 @@ def configure(state: State) -> None:
         )
         _write(state, "/etc/unbound/unbound.conf.d/lab.conf", UNBOUND)
         _write(state, "/etc/default/unbound", "ROOT_TRUST_ANCHOR_UPDATE=false\n")
+        _write(state, "/etc/nginx/sites-enabled/default", PACKAGES)
         state.save()
     _in(
         state,
         "sh",
         "-c",
         "rm -f /etc/unbound/unbound.conf.d/root-auto-trust-anchor-file.conf; chown -R knot: /var/lib/knot;"
-        " systemctl enable --quiet knot unbound; systemctl start knot unbound",
+        " systemctl enable --quiet knot unbound nginx; systemctl start knot unbound nginx",
     )
+
+
+def serve_packages(state: State, releases: Collection[int]) -> None:
+    """Puts the packages that belong to the images of some releases where NGINX finds them."""
+    for release in releases:
+        made = repository.folder(image.folder(release))
+        packed = subprocess.run(["tar", "-C", made, "-c", "."], capture_output=True, check=True)
+        done = state.run_in(NAME, ["sh", "-ec", "mkdir -p /srv/packages; tar -C /srv/packages -x"], input=packed.stdout)
+        if done.returncode:
+            raise LabError(f"internet: the packages for Debian {release} could not be put there")
 
 
 def wait_until_ready(state: State) -> None:

@@ -52,6 +52,8 @@ def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     part("dns")["servers"]["lab"]["key"] = state.tsig_name
     for name, account in part("accounts").items():
         account["password"] = _kept(before, name, state.passwords[name])
+    for name, user in part("machine_users").items():
+        user["password"] = state.passwords[name]
     for name, host in part("hosts").items():
         if name in state.releases:
             host["release"] = state.releases[name]

@@ -201,7 +201,7 @@ def load_or_make(machines: str, virtual: Collection[str] = (), release: int | No
     write_atomically(state.passphrase_file, secrets.token_urlsafe(24), 0o600)
     write_atomically(FOLDER / "resolv.conf", f"nameserver {RESOLVER}\noptions timeout:2\n")
     state.tsig_secret = base64.b64encode(secrets.token_bytes(32)).decode()
-    state.passwords = {name: secrets.token_urlsafe(12) for name in lab_stack.accounts}
+    state.passwords = {name: secrets.token_urlsafe(12) for name in (*lab_stack.accounts, *lab_stack.machine_users)}
     state.generations = dict.fromkeys(lab_stack.hosts, "1")
     state.save()
     return state

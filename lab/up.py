@@ -108,7 +108,7 @@ def images(phases: Phases, releases: Collection[int]) -> None:
     logs = FOLDER.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for needed in sorted({image.OWN, *releases}):
-        if not (image.folder(needed) / "packages").exists():
+        if not image.is_made(needed):
             with phases.phase(f"Debian {needed} image"):
                 image.make(needed, logs / f"image-{needed}.log")
 
@@ -136,6 +136,7 @@ def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = (),
             containers.wait_for_ssh(state, addresses)
         with phases.phase("name servers and foreign host"):
             internet.configure(state)
+            internet.serve_packages(state, {image.OWN, *(state.release_of(host) for host in lab_stack.hosts)})
             internet.wait_until_ready(state)
             foreign.configure(state)
     if state.virtual:
@@ -202,12 +203,13 @@ def reinstall(state: State, name: str, release: int | None = None, *, blank: boo
         if release is not None:
             state.releases[name] = release
         state.save()
+        root = image.make(state.release_of(name), state.folder.parent / "logs" / "image.log")
+        internet.serve_packages(state, {state.release_of(name)})
         if name in state.virtual:
             from lab import vms
 
             vms.start(Phases(Console(quiet=True)), state)
         else:
-            root = image.make(state.release_of(name), state.folder.parent / "logs" / "image.log")
             containers.reinstall(state, name, () if blank else data_disk.kept(host))
             containers.start(state, name, root)
             containers.wait_for_ssh(state, {name: str(host.management_address)})

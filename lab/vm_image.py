@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import repository
+
 PACKAGES = ("linux-image-cloud-amd64", "udev", "busybox-static")
 """What a machine needs beside that of a container."""
 
@@ -199,7 +201,8 @@ def image(root: Path, images: Path) -> VmImage:
     ``root`` lies in a directory whose name stands for its content; ``images`` is where images are kept. The image
     appears there whole or not at all. Raises `ImageError`.
     """
-    recipe = hashlib.sha256(f"{root.parent.name}\n{Path(__file__).read_text()}".encode()).hexdigest()[:16]
+    sources = "".join(repository.host_files(root.parent).values())
+    recipe = hashlib.sha256(f"{root.parent.name}\n{sources}\n{Path(__file__).read_text()}".encode()).hexdigest()[:16]
     target = images / f"vm-{recipe}"
     if not target.is_dir():
         # In a mount namespace of its own, so that no mount outlives the build.
@@ -246,13 +249,13 @@ def _install(root: Path) -> None:
     guard.unlink()
 
 
-def _trim(root: Path) -> None:
+def _trim(root: Path, files: Mapping[str, str]) -> None:
     for path in [*root.glob("etc/ssh/ssh_host_*"), *root.glob("boot/initrd*"), *root.glob("var/lib/apt/lists/*_*")]:
         path.unlink()
     for path in root.glob("var/cache/apt/archives/*.deb"):
         path.unlink()
     (root / "etc/resolv.conf").unlink(missing_ok=True)
-    for name, text in FILES.items():
+    for name, text in {**FILES, **files}.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -289,7 +292,7 @@ def build(root: Path, target: Path) -> None:
             folder.mkdir(parents=True)
         _run(["mount", "-t", "overlay", "-o", f"lowerdir={root},upperdir={upper},workdir={mounts}", "overlay", merged])
         _install(merged)
-        _trim(merged)
+        _trim(merged, repository.host_files(root.parent))
         _make_initrd(merged, result / "initrd")
         shutil.move(next((merged / "boot").glob("vmlinuz-*")), result / "kernel")
         raw = work / "disk.raw"

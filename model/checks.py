@@ -12,9 +12,6 @@ from model.stack import Stack
 
 Check = Callable[[Stack], Iterator[Problem]]
 
-NOT_YET = (Role.RELAY_CLIENT,)
-"""Refused, where it would be a host on which nothing runs."""
-
 
 def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
     for name, host in stack.hosts.items():
@@ -109,10 +106,6 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
     if len(stack.hosts_with(Role.MAILDROP)) > 2:
         yield Problem("hosts", "at most two hosts have the role maildrop: they replicate with one another, in a pair")
     for name, settings in stack.hosts.items():
-        for role in NOT_YET:
-            if role in settings.roles:
-                yield Problem(f"hosts.{name}.roles", f"{role.value} is a role that this version has no service for yet")
-    for name, settings in stack.hosts.items():
         if Role.WEBMAIL in settings.roles and Role.FRONTEND not in settings.roles:
             yield Problem(f"hosts.{name}.roles", "webmail is served by the NGINX of a front end: add the role frontend")
     if stack.hosts_with(Role.WEBMAIL) and not stack.access.users_from:
@@ -200,10 +193,11 @@ def zones_have_servers(stack: Stack) -> Iterator[Problem]:
 
 
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
-    for name, account in stack.accounts.items():
-        for index, address in enumerate(account.send_as):
-            if address.split("@")[1] not in stack.sending_domains:
-                yield Problem(f"accounts.{name}.send_as[{index}]", f"{address} is not in a domain that sends mail")
+    for kind, senders in (("accounts", stack.accounts), ("machine_users", stack.machine_users)):
+        for name, sender in senders.items():
+            for index, address in enumerate(sender.send_as):
+                if address.split("@")[1] not in stack.sending_domains:
+                    yield Problem(f"{kind}.{name}.send_as[{index}]", f"{address} is not in a domain that sends mail")
     for name, user in stack.machine_users.items():
         if name in stack.accounts:
             yield Problem(f"machine_users.{name}", "an account has this name already")
@@ -212,6 +206,19 @@ def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
         for host in user.hosts:
             if host not in stack.hosts:
                 yield Problem(f"machine_users.{name}.hosts", f"there is no host {host}")
+
+
+def relay_clients_have_a_user(stack: Stack) -> Iterator[Problem]:
+    named = [(host, user) for user, settings in stack.machine_users.items() for host in settings.hosts]
+    for name, settings in stack.hosts.items():
+        users = [user for host, user in named if host == name]
+        path, relays = f"hosts.{name}.roles", Role.RELAY_CLIENT in settings.roles
+        if relays and not users:
+            yield Problem(path, f"relay-client needs a user: name {name} in machine_users.<user>.hosts")
+        elif relays and len(users) > 1:
+            yield Problem(path, f"relay-client needs one user, and {' and '.join(users)} name {name}")
+        elif users and not relays:
+            yield Problem(f"machine_users.{users[0]}.hosts", f"{name} has not the role relay-client")
 
 
 def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
@@ -230,6 +237,7 @@ CHECKS: tuple[Check, ...] = (
     equal_domains_exist,
     zones_have_servers,
     senders_have_a_place,
+    relay_clients_have_a_user,
     gateways_cover_senders,
 )
 """In this order: a check may rely on those before it only to be silent, never to be right."""

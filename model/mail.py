@@ -89,14 +89,23 @@ class Account(Frozen):
 
 
 class MachineUser(Frozen):
-    """A user for hosts that send their own mail: submission only, no mailbox.
+    """A user for hosts that send their own mail, one for each group of hosts: submission only, no mailbox.
 
     The hosts need the password itself, so it stands here as a Pulumi secret.
     """
 
     password: Secret
     mail_from: DnsName
+    """The domain of the envelope sender."""
+    send_as: tuple[MailAddress, ...] = ()
+    """What programs of theirs write as, beside the names of the hosts themselves."""
     hosts: tuple[str, ...] = ()
+    """Hosts with the role relay-client that are this user."""
+
+    @property
+    def sender(self) -> str:
+        """The envelope sender: every domain has a postmaster (RFC 2142), who reads what comes back."""
+        return f"postmaster@{self.mail_from}"
 
 
 __all__ = ["Account", "Domain", "LocalPart", "MachineUser", "Target"]

@@ -222,6 +222,10 @@ class Stack(StackFile):
     def sending_domains(self) -> tuple[str, ...]:
         return tuple(name for name, domain in self.domains.items() if domain.sends)
 
+    def machine_user_of(self, host: Host) -> str:
+        """The machine user of a host with the role relay-client."""
+        return next(name for name, user in self.machine_users.items() if host.name in user.hosts)
+
     def addresses_of(self, account: str) -> Iterator[str]:
         """The addresses an account may send as: those that lead to it directly, and its ``send_as``."""
         for domain in self.sending_domains:

@@ -14,6 +14,7 @@ KEPT: dict[Role, tuple[str, ...]] = {
     Role.SMTP_OUT: ("/var/spool/postfix",),
     Role.MAILDROP: ("/var/spool/postfix", "/var/vmail"),
     Role.RSPAMD: ("/var/lib/redis", "/var/lib/rspamd"),
+    Role.RELAY_CLIENT: ("/var/spool/smtpd",),
 }
 """What each role keeps there: queues, mail, and what the filters have learnt."""
 

@@ -17,6 +17,7 @@ from services import (
     network,
     opendkim,
     postsrsd,
+    relay_client,
     replication,
     resolver,
     revive,
@@ -52,6 +53,7 @@ OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.FRONTEND: (frontend.configure, discovery.configure),
     Role.WEBMAIL: (webmail.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),
+    Role.RELAY_CLIENT: (relay_client.configure,),
 }
 
 

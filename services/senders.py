@@ -10,7 +10,10 @@ from model.stack import Stack
 def authors(stack: Stack) -> Mapping[str, str]:
     """User to the addresses that they may write as; a whole domain begins with an @."""
     owned = {account: sorted(set(stack.addresses_of(account))) for account in stack.accounts}
-    owned |= {user: [f"@{settings.mail_from}"] for user, settings in stack.machine_users.items()}
+    for user, settings in stack.machine_users.items():
+        # A host writes as itself, cron as root at the host's own name, and never as one of the users.
+        hosts = [f"@{stack.all_hosts[host].fqdn}" for host in settings.hosts]
+        owned[user] = [settings.sender, *settings.send_as, *hosts]
     return {user: ",".join(addresses) for user, addresses in owned.items() if addresses}
 
 

@@ -100,6 +100,8 @@ class Service:
 
     name: str
     packages: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
+    """Packages (patterns of fnmatch) that may go when these come; else a push that would remove one is refused."""
     files: tuple[File, ...] = ()
     secret_files: tuple[SecretFile, ...] = ()
     directories: tuple[Directory, ...] = ()

@@ -54,6 +54,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "": ("ca-certificates", "openssh-client"),
     "containers": (
         "fakeroot",
+        "gpg",
+        "gpg-agent",
         "iproute2",
         "mmdebstrap",
         "nftables",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -11,7 +10,6 @@ from rich.console import Console
 
 from lab import faults, up
 from lab.proof import prove
-from services.bundle import bundle
 from tests.lab.conftest import Lab
 
 
@@ -104,21 +102,13 @@ def test_a_secret_that_is_missing_is_named_with_the_command_that_makes_it(lab: L
 
 
 def broken(lab: Lab, host: str, path: str, content: str) -> str:
-    """Pushes the host's present bundle with one file spoilt, straight to its agent. Returns what the agent said."""
-    from agent import SOURCE
+    """Pushes the host's present bundle with one file spoilt. Returns what the agent said."""
 
-    wanted = bundle(lab.stack(), lab.stack().all_hosts[host])
-    # Rendering without a passphrase leaves placeholders where secrets have versions: those on the host stand.
-    script = (
-        "import json,glob;print(json.dumps([p.rsplit('/',1)[1] for p in glob.glob('/var/lib/posthorn/secrets/*')]))"
-    )
-    stored = json.loads(lab.run(host, "python3", "-c", script).stdout)
-    for secret in wanted["secrets"].values():
-        secret["version"] = next(n.rpartition(".")[2] for n in stored if n.rpartition(".")[0] == secret["name"])
-    wanted["files"][path]["content"] = content
-    wanted["health_seconds"] = 5
-    program = "import json,sys\nb=json.load(sys.stdin)\ng={'__name__':'agent'}\nexec(b['agent'],g)\ng['main'](b)"
-    done = lab.run(host, "python3", "-c", program, text=json.dumps({"agent": SOURCE, **wanted}))
+    def spoil(wanted: dict[str, Any]) -> None:
+        wanted["files"][path]["content"] = content
+        wanted["health_seconds"] = 5
+
+    done = lab.push(host, spoil)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
     return str(done.stderr)
