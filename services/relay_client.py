@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import identity, postfix, smtp_out
+from services import identity, smtp_out
 from services.render import render_tree
 from services.service import Check, Directory, SecretFile, Service, Unit
 
@@ -32,7 +32,7 @@ def configure(stack: Stack, host: Host) -> Service:
             identity=identity,
             secrets=SECRETS,
             relay=f"smtp+tls://{LABEL}@{stack.internal_name(Role.SMTP_OUT)}:{smtp_out.SUBMISSION}",
-            postmaster=postfix.postmaster(stack),
+            postmaster=stack.postmaster_address,
             sender=user.sender,
         ),
         # It makes these itself, but only after it has looked for them: its first start would complain.

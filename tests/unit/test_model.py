@@ -102,10 +102,3 @@ def test_a_mac_address_depends_on_the_name_alone(config: dict[str, Any]) -> None
     config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
     moved: Stack = parse("lab", "Pulumi.lab.yaml", config)
     assert moved.all_hosts["smtp-in-oak"].mac(0) == mac_address("smtp-in-oak", 0)
-
-
-def test_what_this_version_does_not_serve_is_refused_and_not_half_done(config: dict[str, Any]) -> None:
-    config["hosts"]["frontend-oak"]["roles"].append("relay-client")
-    assert problems_of(config) == [
-        "hosts.frontend-oak.roles: relay-client is a role that this version has no service for yet",
-    ]
