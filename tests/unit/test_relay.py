@@ -39,10 +39,10 @@ def test_opensmtpd_cannot_stand_beside_postfix(config: dict[str, Any]) -> None:
     ]
 
 
-def test_what_a_program_writes_as_is_in_a_domain_of_the_stack(config: dict[str, Any]) -> None:
+def test_what_a_program_writes_as_is_in_a_domain_that_sends(config: dict[str, Any]) -> None:
     config["machine_users"]["doors"]["send_as"] = ["shop@dale.example", "shop@elsewhere.example"]
     assert problems_of(config) == [
-        "machine_users.doors.send_as[1]: shop@elsewhere.example is not in a domain of this stack"
+        "machine_users.doors.send_as[1]: shop@elsewhere.example is not in a domain that sends mail"
     ]
 
 
