@@ -27,6 +27,7 @@ def configure(stack: Stack, host: Host) -> Service:
         replaces=("postfix", "postfix-*", "exim4", "exim4-*"),
         files=render_tree(
             "relay-client",
+            release=stack.release_of(host),
             stack=stack,
             host=host,
             identity=identity,
