@@ -20,7 +20,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig render preview up refresh unlock down
+.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig reference render preview up refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ password: ## Hash a password for an account
 
 tsig: ## Store the secret of the TSIG key KEY of STACK (asked for, or from standard input)
 	@$(OPS) tsig $(STACK) --key $(KEY)
+
+reference: ## Write docs/reference.md, every key of a stack file, from the model
+	@$(TOOLS) -- python -m ops.reference
 
 render: ## Write all files of all hosts and zones of STACK below OUT: no Pulumi, network or passphrase
 	@$(TOOLS) -- python -m ops render $(STACK) --out $(OUT)

@@ -71,7 +71,9 @@ class Domain(Frozen):
     """
 
     aliases: dict[LocalPartOrCatchAll, Targets] = {}
+    """Local part to where its mail goes: an account, an address, ``/dev/null``, or a list."""
     same_as: DnsName | None = None
+    """A domain all of whose addresses are valid here too."""
     sends: bool = True
     """False where mail is only taken: nobody may write as this domain, and its records say so to the world."""
     also_from: tuple[SpfTerm, ...] = ()
@@ -84,8 +86,11 @@ class Account(Frozen):
     """A mailbox, and the right to submit mail. The password is kept as a hash in Dovecot's notation."""
 
     password: Secret
+    """The hash of it, as ``make password`` prints it."""
     quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
+    """What the mailbox may hold, as 500M or 5G."""
     send_as: tuple[MailAddress, ...] = ()
+    """Addresses that it may write as, beside those that lead to it."""
 
 
 class MachineUser(Frozen):
@@ -95,6 +100,7 @@ class MachineUser(Frozen):
     """
 
     password: Secret
+    """The password itself, as a Pulumi secret: the hosts need it."""
     mail_from: DnsName
     """The domain of the envelope sender."""
     send_as: tuple[MailAddress, ...] = ()

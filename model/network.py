@@ -38,7 +38,9 @@ class Network(Frozen):
     """Prefixes of one kind at a site, and the routers that lead out of them."""
 
     prefixes: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    """Every host's address is in one of them."""
     gateways: tuple[IPvAnyAddress, ...] = ()
+    """Routers, at most one of each family."""
 
 
 class Image(Frozen):
@@ -50,36 +52,52 @@ class Image(Frozen):
     """
 
     source: str
+    """The disk image, a file or URL."""
     format: Literal["qcow2", "raw"] = "qcow2"
+    """Its format."""
     kernel: str | None = None
+    """A kernel to start directly."""
     initrd: str | None = None
+    """Its initial RAM disk."""
     command_line: str = ""
+    """Its command line."""
 
 
 class Hypervisor(Frozen):
     """A libvirt host. ``emulate`` is for machines whose CPU has neither vmx nor svm."""
 
     uri: str
+    """How libvirt is reached, as in ``virsh --connect``."""
     pool: str = "default"
+    """The storage pool for disks."""
     local_bridge: str = "br-local"
+    """The bridge of the site-local network."""
     public_bridge: str = "br-public"
+    """The bridge of the public network."""
     emulate: bool = False
+    """Emulate machines, where the CPU cannot run them."""
     images: dict[Release, Image] = Field(min_length=1)
+    """Debian release to the image that machines of it start from."""
 
 
 class Site(Frozen):
     """A place that can fail as a whole."""
 
     hypervisor: Hypervisor | None = None
+    """Where its VMs are made; none where all its machines exist already."""
     local: Network
+    """The network that the hosts of all sites reach one another by."""
     public: Network | None = None
+    """The network that the world reaches hosts by."""
 
 
 class Gateway(Frozen):
     """Public addresses by which site-local hosts are seen on the internet; part of the network, not of a site."""
 
     name: DnsName
+    """Its name in DNS, which its addresses resolve back to."""
     addresses: tuple[IPvAnyAddress, ...] = Field(min_length=1)
+    """What others see mail come from."""
     prefixes: tuple[IPvAnyNetwork, ...] = ()
     """What SPF publishes for it; the addresses themselves when empty."""
 
@@ -88,10 +106,15 @@ class VirtualMachine(Frozen):
     """A VM that the stack makes. Memory in MiB, disks in GiB."""
 
     vcpus: int = Field(default=2, ge=1)
+    """Virtual processors."""
     memory: int = Field(default=2048, ge=384)
+    """Memory."""
     system_disk: int = Field(default=16, ge=2)
+    """The disk that is made anew with the machine."""
     data_disk: int = Field(default=16, ge=1)
+    """The disk that outlives it: mail, queues, what was learnt."""
     interfaces: int = Field(default=2, ge=1, le=4)
+    """Network cards: the first site-local, the second public, others unused."""
 
 
 class ExistingMachine(Frozen):
@@ -101,25 +124,35 @@ class ExistingMachine(Frozen):
     """
 
     host_key: str = Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+")
+    """Its SSH host key, as in known_hosts: no other machine is spoken to."""
     generation: str = "1"
+    """To be raised by hand when the machine was installed anew."""
 
 
 class Addresses(Frozen):
     """A host's addresses, at most one per family and network."""
 
     local: tuple[IPvAnyAddress, ...] = Field(min_length=1, max_length=2)
+    """On the site-local network; the first is where the operator reaches it."""
     public: tuple[IPvAnyAddress, ...] = Field(default=(), max_length=2)
+    """On the public network."""
 
 
 class HostSettings(Frozen):
     """A host as the stack file has it; `model.stack.Host` is the same with its name."""
 
     site: Label
+    """Where it is; its name ends in it."""
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    """What it does."""
     addresses: Addresses
+    """Where it is reached."""
     machine: VirtualMachine | None = None
+    """A VM that the stack makes."""
     existing: ExistingMachine | None = None
+    """A machine that is there already. One of the two is said."""
     release: Release | None = None
+    """Its Debian, where it is not that of the service."""
 
 
 def mac_address(host: str, interface: int) -> str:

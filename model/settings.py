@@ -15,10 +15,15 @@ class Names(Frozen):
     """The labels of the public services below the service's domain."""
 
     smtp_in: Label = "smtp-in"
+    """The MX of every domain."""
     smtp_out: Label = "smtp-out"
+    """Where users submit, on port 587."""
     imap: Label = "imap"
+    """Where users read, on port 993, and edit filters, on port 4190."""
     webmail: Label = "webmail"
+    """The web mail."""
     frontend: Label = "nginx0"
+    """All front ends; submission, mailboxes and web mail are aliases of it."""
     egress: Label = "egress"
     """What smtp-out calls itself when it sends: a name that resolves to all gateways."""
 
@@ -27,10 +32,13 @@ class ServiceSettings(Frozen):
     """The mail service itself: its domain, its internal domain, its people."""
 
     domain: DnsName
+    """The domain that the names of the public services are in."""
     network_domain: DnsName
+    """The internal domain: hosts are role.site below it."""
     postmaster: AliasTarget
     """The account, or the address elsewhere, that gets mail for postmaster and abuse of every domain."""
     website: str = Field(pattern=r"^https://")
+    """Where visitors go who are not welcome at the web mail."""
     preference: tuple[Label, ...] = Field(min_length=1)
     """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
     release: Release = 13
@@ -38,6 +46,7 @@ class ServiceSettings(Frozen):
     authorities: tuple[str, ...] = ()
     """Certificates (PEM) that hosts believe in place of Debian's list, on a private internet that has its own root."""
     names: Names = Names()
+    """The labels of the public services."""
 
 
 class Access(Frozen):
@@ -46,6 +55,7 @@ class Access(Frozen):
     operators: tuple[str, ...] = ()
     """SSH public keys of the operators."""
     ssh_from: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    """Networks that reach SSH; what the operator works from has to be among them."""
     users_from: tuple[IPvAnyNetwork, ...] = ()
     """Networks that reach webmail and ManageSieve."""
 
@@ -54,20 +64,30 @@ class Times(Frozen):
     """Times to live of published records, in seconds."""
 
     service: int = 60
+    """Addresses of smtp-in, and of the internal name of each role; names of imap and webmail."""
     submission: int = 3600
+    """The name of smtp-out."""
     frontend: int = 600
+    """Addresses of the front ends."""
     mx: int = 86400
+    """MX records of the domains."""
     policy: int = 3600
+    """SPF, DKIM, DMARC and the like."""
     internal: int = 300
+    """Internal names of hosts, and reverse names."""
 
 
 class DnsServer(Frozen):
     """An authoritative server that takes dynamic updates (RFC 2136), signed with a TSIG key (RFC 8945)."""
 
     address: IPvAnyAddress
+    """Where it is asked to change a zone."""
     port: int = 53
+    """And at which port."""
     key: DnsName
+    """The name of the TSIG key; ``make tsig`` stores its secret."""
     algorithm: Literal["hmac-sha256", "hmac-sha512"] = "hmac-sha256"
+    """The algorithm of the TSIG key."""
 
 
 class Resolver(Frozen):
@@ -76,6 +96,7 @@ class Resolver(Frozen):
     bootstrap: tuple[IPvAnyAddress, ...] = ()
     """Resolvers that a VM uses until its own one runs."""
     root_hints: tuple[IPvAnyAddress, ...] = ()
+    """Servers of a root that is not the internet's own."""
     trust_anchor: tuple[str, ...] = ()
     """DS or DNSKEY records of a root that is not the internet's own."""
 
@@ -87,7 +108,9 @@ class Deletions(Frozen):
     """
 
     share: int = Field(default=30, ge=0, le=100)
+    """The largest share of a zone's RRsets."""
     least: int = Field(default=10, ge=1)
+    """How many RRsets a zone has to have for that."""
 
 
 class Dns(Frozen):
@@ -96,13 +119,17 @@ class Dns(Frozen):
     zones: dict[DnsName, str | None] = {}
     """Zone to the name of its server in ``servers``."""
     servers: dict[Label, DnsServer] = {}
+    """Servers that take updates."""
     ttl: Times = Times()
+    """Times to live of what is published."""
     resolver: Resolver = Resolver()
+    """How the resolvers of the hosts start."""
     dmarc: str = "v=DMARC1; p=none"
     """What receivers are to do with mail that only claims to be ours (RFC 7489 section 6.3)."""
     reports: MailAddress | None = None
     """Who gets the reports of others about DMARC and TLS; the postmaster when it is not said."""
     spf_all: Literal["~all", "-all"] = "~all"
+    """What SPF says of all other senders: soft fail or fail (RFC 7208 section 5.1)."""
     mta_sts: Literal["none", "testing", "enforce"] = "testing"
     """What senders do whose TLS to our MX is not as the policy says (RFC 8461 section 5)."""
     caa: tuple[DnsName, ...] = ()
@@ -110,38 +137,51 @@ class Dns(Frozen):
     silent: tuple[DnsName, ...] = ()
     """Names that neither send mail nor take any: parked domains, websites."""
     deletions: Deletions = Deletions()
+    """What is too much to be deleted unasked."""
 
 
 class Dkim(Frozen):
     """DKIM selectors (RFC 6376 section 3.1): all of ``published`` stand in DNS, ``selector`` signs."""
 
     selector: Label
+    """The one that signs."""
     published: tuple[Label, ...] = ()
+    """Others whose keys stand in DNS: the one before, or the one to come."""
 
 
 class DnsblRule(Frozen):
     """A blocklist, as Postfix asks it: in which restriction, under which zone, for which replies."""
 
     what: Literal["client", "sender", "helo", "reverse_client"]
+    """What is looked up: the client's address, or the domain of the sender, of HELO or of the client's reverse name."""
     zone: DnsName
+    """The zone of the list."""
     replies: str | None = Field(default=None, pattern=r"^[0-9.\[\];]+$")
+    """Replies that mean listed, in Postfix's notation; without it any reply does."""
     warn_only: bool = False
+    """Log it, and refuse nobody: for replies that tell of an error."""
 
 
 class Thresholds(Frozen):
     """Scores at which rspamd greylists, tags and rejects."""
 
     greylist: float = 4.0
+    """From here a sender is asked to come again."""
     tag: float = 6.0
+    """From here a mail gets ``X-Spam: Yes``, and goes to Junk."""
     reject: float = 15.0
+    """From here a mail is refused."""
 
 
 class Filter(Frozen):
     """Spam and blocklists."""
 
     dnsbl: tuple[DnsblRule, ...] = ()
+    """Blocklists, asked in this order."""
     scores: Thresholds = Thresholds()
+    """What is done at which score."""
     greylist_delay: int = Field(default=300, ge=1)
+    """How long a sender waits that is asked to come again, in seconds."""
     hyperscan: bool = True
     """Compile rspamd's patterns for hyperscan: faster, at some 10 CPU-seconds per scanner after each upgrade."""
 
@@ -150,12 +190,19 @@ class Limits(Frozen):
     """Sizes in bytes, rates per minute and client."""
 
     message_size: int = 52428800
+    """The largest mail."""
     header_size: int = 4096000
+    """The largest header of a mail."""
     connections: int = 4
+    """Connections of one client to submission at the same time."""
     connection_rate: int = 10
+    """Connections of one client to submission."""
     message_rate: int = 60
+    """Mails that one client submits."""
     imap_connections: int = 50
+    """IMAP connections of one user from one address at the same time."""
     sieve_processes: int = 256
+    """ManageSieve sessions of all users at the same time."""
 
 
 __all__ = ["Access", "Dkim", "Dns", "Filter", "Limits", "ServiceSettings"]

@@ -70,18 +70,31 @@ class StackFile(Frozen):
     """The configuration keys of a stack, one field a key."""
 
     service: ServiceSettings
+    """What the service is called, and who answers for it."""
     sites: dict[Label, Site] = Field(min_length=1)
+    """Site by name."""
     gateways: tuple[Gateway, ...] = ()
+    """How the sites are seen outside."""
     hosts: dict[Label, HostSettings] = Field(min_length=1)
+    """Host by name, which is role-site."""
     domains: dict[DnsName, Domain] = Field(min_length=1)
+    """Domain by name."""
     accounts: dict[Label, Account] = {}
+    """Account by name, which is what its user logs in with."""
     machine_users: dict[Label, MachineUser] = {}
+    """Machine user by name."""
     access: Access
+    """Who may reach what."""
     dns: Dns = Dns()
+    """Records."""
     dkim: Dkim
+    """Signing."""
     filter: Filter = Filter()
+    """Spam."""
     limits: Limits = Limits()
+    """Limits."""
     keys: Keys = Keys()
+    """Made by ``make keys``, and not to be written by hand."""
 
 
 class Stack(StackFile):
