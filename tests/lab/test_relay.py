@@ -54,7 +54,8 @@ def test_mail_by_root_of_a_front_end_reaches_the_postmaster_and_the_world_signed
 
 @pytest.mark.parametrize("left", MX)
 def test_mail_of_a_host_goes_out_by_whichever_smtp_out_is_left(lab: Lab, left: str) -> None:
-    with stopped(lab, "postfix@-", *(f"smtp-out-{site}" for site in MX if site != left)):
+    away = [f"smtp-out-{site}" for site in MX if site != left]
+    with stopped(lab, lab.postfix(away[0]), *away):
         # A session that was open is lost with its other end, and its mail waits for some minutes: begin without one.
         lab.run("frontend-oak", "systemctl", "restart", "opensmtpd")
         message_id = written(lab, "frontend-oak", "bob@far.example")
@@ -127,7 +128,7 @@ def test_a_push_removes_no_package_that_the_stack_does_not_give_up(lab: Lab) -> 
     done = lab.push("smtp-out-ash", with_opensmtpd)
     assert done.returncode == 1
     assert "packages opensmtpd were not installed" in done.stderr and "postfix" in done.stderr
-    assert lab.run("smtp-out-ash", "systemctl", "is-active", "postfix@-", "dovecot").stdout.split() == ["active"] * 2
+    assert lab.run("smtp-out-ash", "systemctl", "is-active", lab.postfix("smtp-out-ash"), "dovecot").stdout.split() == ["active"] * 2
 
 
 def with_trial(bundle: dict[str, Any]) -> None:
