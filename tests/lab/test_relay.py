@@ -125,10 +125,11 @@ def with_opensmtpd(bundle: dict[str, Any]) -> None:
 
 
 def test_a_push_removes_no_package_that_the_stack_does_not_give_up(lab: Lab) -> None:
-    done = lab.push("smtp-out-ash", with_opensmtpd)
+    host = "smtp-out-ash"
+    done = lab.push(host, with_opensmtpd)
     assert done.returncode == 1
     assert "packages opensmtpd were not installed" in done.stderr and "postfix" in done.stderr
-    assert lab.run("smtp-out-ash", "systemctl", "is-active", lab.postfix("smtp-out-ash"), "dovecot").stdout.split() == ["active"] * 2
+    assert lab.run(host, "systemctl", "is-active", lab.postfix(host), "dovecot").stdout.split() == ["active"] * 2
 
 
 def with_trial(bundle: dict[str, Any]) -> None:
