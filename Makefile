@@ -10,6 +10,8 @@ WITHOUT  ?=
 ADOPT    ?=
 DELETE   ?=
 YES      ?=
+JSON     ?=
+METRICS  ?=
 # Of the lab's hosts; where nothing is said, that of stacks/Pulumi.lab.yaml.
 export POSTHORN_RELEASE := $(RELEASE)
 
@@ -20,7 +22,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig reference render preview up refresh unlock down
+.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig reference render preview up check refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,9 @@ preview: ## Show host, file and changed lines of what make up would do to STACK
 
 up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=name/TYPE, DELETE=zone, YES=1)
 	@$(OPS) up $(STACK) $(FLAGS)
+
+check: ## Compare what is published, served and running with STACK (JSON=1 for machines, METRICS=file, WITHOUT=site)
+	@$(OPS) check $(STACK) $(FLAGS) $(if $(JSON),--json) $(if $(METRICS),--metrics $(METRICS))
 
 refresh: ## Compare the state of STACK with what is there
 	@$(OPS) refresh $(STACK) $(FLAGS)

@@ -874,16 +874,35 @@ def _summary(change: Change, compiled: dict[str, Any], installed: int, clock: Cl
 
 def report(bundle: dict[str, Any]) -> None:
     """Prints as JSON how this host differs from a bundle. Changes nothing."""
-    change = Change(bundle, State())
-    json.dump(
-        {
-            "host": bundle["host"],
-            "changed": sorted(change.changed),
-            "left_over": change.removed,
-            "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
-        },
-        sys.stdout,
-    )
+    json.dump(difference(bundle), sys.stdout)
+
+
+def difference(bundle: dict[str, Any]) -> dict[str, Any]:
+    """How this host differs from a bundle. Changes nothing.
+
+    Whoever looks without a passphrase does not know the versions of secrets: any that was pushed counts as right.
+    """
+    secrets = {path: _as_it_stands(path, secret) for path, secret in bundle["secrets"].items()}
+    never = sorted(path for path, secret in secrets.items() if secret is None)
+    known = {path: secret for path, secret in secrets.items() if secret is not None}
+    change = Change({**bundle, "secrets": known}, State())
+    return {
+        "host": bundle["host"],
+        "changed": sorted([*change.changed, *never]),
+        "left_over": change.removed,
+        "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
+        "behind": sorted([*change.restart, *change.reload]),
+    }
+
+
+def _as_it_stands(path: str, secret: dict[str, Any]) -> dict[str, Any] | None:
+    """The same secret with a version that is stored here: the one in its place, else the newest; None without any."""
+    if secret_path(secret["name"], secret["version"]).exists():
+        return secret
+    stored = {p.read_bytes(): p for p in sorted(HOME.glob(f"secrets/{secret['name']}.*"), key=os.path.getmtime)}
+    placed = Path(path).read_bytes() if os.path.exists(path) else None
+    chosen = stored.get(placed) if placed in stored else next(reversed(stored.values()), None)
+    return {**secret, "version": chosen.name.rpartition(".")[2]} if chosen else None
 
 
 def main(bundle: dict[str, Any]) -> None:

@@ -126,6 +126,35 @@ def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
     return project.show("refresh", *(["--yes"] if yes else []), *excluded(project.load(), without))
 
 
+def check(project: Project, without: Sequence[str], as_json: bool, metrics: Path | None) -> int:
+    """Compares what is published, served and running with the stack. 0: good, 1: wrong, 2: could not be told."""
+    # The other commands do without these: they take a while to load.
+    from check import report
+    from check.finding import status
+    from check.run import Progress
+    from check.run import check as look_at
+
+    stack = project.load()
+    excluded(stack, without)
+    started = time.monotonic()
+    told = Console(stderr=True, highlight=False)
+    with told.status(f"{project.stack}: asking …") as line:
+
+        def tell(progress: Progress) -> None:
+            waiting = ", ".join(sorted(progress.waiting)[:4])
+            line.update(f"{project.stack}: {progress.answered} of {progress.asked} done, waiting for {waiting}")
+
+        findings = look_at(stack, without, tell)
+    seconds = time.monotonic() - started
+    if metrics:
+        stackfile.write_atomically(metrics, report.as_metrics(project.stack, findings, seconds))
+    if as_json:
+        print(report.as_json(project.stack, findings, seconds))
+    else:
+        console.print(report.table(project.stack, findings, seconds))
+    return status(findings)
+
+
 def down(project: Project, yes: bool) -> int:
     """Removes all but what is protected, and says how to remove that."""
     # The program has to run: machines are shut down by it before they are deleted.
@@ -156,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("up", "bring the stack to what its file says"),
         ("preview", "show what would change"),
         ("refresh", "compare the state with what is there"),
+        ("check", "compare what is published, served and running with the stack"),
         ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
     ):
@@ -167,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
+        command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
+        command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
     options = parser.parse_args(arguments)
     if options.command == "password":
         return print_password_hash()
@@ -185,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return up(project, said, options.yes)
             case "preview":
                 return preview(project, said)
+            case "check":
+                return check(project, without, options.json, options.metrics)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)

@@ -1,0 +1,65 @@
+"""What the check found: values that say what is so, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Severity(StrEnum):
+    """How bad a finding is, the worst first."""
+
+    WRONG = "wrong"
+    """Mail is lost, delayed, refused or less safe than the stack says."""
+    UNKNOWN = "unknown"
+    """It could not be told from here."""
+    ADVICE = "advice"
+    """Nothing is broken, and it could be better."""
+    NOTE = "note"
+    """Worth knowing, and nothing to do."""
+    GOOD = "good"
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that was looked at. ``area`` groups them, ``where`` is a host, a zone, a domain or a port."""
+
+    area: str
+    where: str
+    severity: Severity
+    what: str
+    advice: str = ""
+
+
+Findings = Iterator[Finding]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An area and a place in it, to speak of."""
+
+    area: str
+    where: str
+
+    def good(self, what: str) -> Finding:
+        return Finding(self.area, self.where, Severity.GOOD, what)
+
+    def note(self, what: str) -> Finding:
+        return Finding(self.area, self.where, Severity.NOTE, what)
+
+    def better(self, what: str, advice: str) -> Finding:
+        return Finding(self.area, self.where, Severity.ADVICE, what, advice)
+
+    def unknown(self, what: str, advice: str) -> Finding:
+        return Finding(self.area, self.where, Severity.UNKNOWN, what, advice)
+
+    def wrong(self, what: str, advice: str) -> Finding:
+        return Finding(self.area, self.where, Severity.WRONG, what, advice)
+
+
+def status(findings: Iterable[Finding]) -> int:
+    """The exit status: 0 when all is good, 1 when something is wrong, 2 when something could not be told."""
+    counted = Counter(finding.severity for finding in findings)
+    return 1 if counted[Severity.WRONG] else 2 if counted[Severity.UNKNOWN] else 0

@@ -1,0 +1,297 @@
+"""What is concluded from a look at a host from within."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cryptography import x509
+
+from check.certificates import judge_days, of_pem
+from check.finding import Finding, Findings, Place
+from check.ssh import Seen
+from model.network import Role
+from model.stack import Host, Stack
+
+AREA = "hosts"
+HOUR, DAY = 3600.0, 86400.0
+QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
+"""A mail that waits for an hour meets some trouble, one that waits for half a day meets trouble that stays."""
+QUEUE_MANY = 200
+LESSONS_LATE = 1 * HOUR
+CLOCK_SECONDS, CLOCK_SOON = 5.0, 1.0
+LISTS_DAYS = 4
+"""Debian's timers fetch the lists daily."""
+DISK_WRONG, DISK_SOON = 0.05, 0.15
+MEMORY_WRONG, MEMORY_SOON = 0.04, 0.10
+Report = Mapping[str, Any]
+
+
+def age(seconds: float) -> str:
+    """A time that passed, in the unit that a person would use."""
+    for size, unit in ((DAY, "days"), (HOUR, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(amount: float) -> str:
+    """An amount of memory or disk for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+# Reaching them
+
+
+def judge_reach(stack: Stack, host: Host, seen: Seen, *, others: bool) -> Findings:
+    """A host that could not be looked at. ``others`` says whether this machine reached any other host."""
+    place = Place(AREA, host.name)
+    where = f"{host.management_address} port 22"
+    if seen.kind == "key":
+        advice = (
+            "somebody answers in its place, or it was installed anew: nothing was sent to it. If it was you, put its"
+            f" new key under hosts.{host.name}.existing.host_key"
+        )
+        yield place.wrong(seen.error, advice)
+    elif seen.kind == "login":
+        yield place.unknown(seen.error, "run ssh-add with a key that stands under access.operators")
+    elif seen.kind == "other":
+        yield place.unknown(f"{where}: {seen.error}", f"try ssh root@{host.management_address}")
+    elif others:
+        lost = f"see its console; if its site is lost, leave it out: WITHOUT={host.site}"
+        yield place.wrong(f"{seen.error} at {where}, while others do", lost)
+    else:
+        nets = ", ".join(str(network) for network in stack.access.ssh_from)
+        yield place.unknown(f"{seen.error} at {where}", f"run this from a network that may (access.ssh_from: {nets})")
+
+
+# What is seen
+
+
+def judge(stack: Stack, host: Host, seen: Seen, now: dt.datetime) -> list[Finding]:
+    """All that a look at a host tells."""
+    report = seen.report
+    assert report is not None
+    place = Place(AREA, host.name)
+    findings: list[Finding] = []
+    for name, judging in JUDGES.items():
+        if name in report and report[name] is not None:
+            findings += judging(stack, host, place, report)
+    for name, reason in report["failed"].items():
+        findings.append(place.unknown(f"its {name}: {reason}", f"look there: ssh root@{host.management_address}"))
+    findings += _clock(place, seen)
+    findings += _certificates(stack, host, place, report, now)
+    return findings
+
+
+def _machine(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    machine = report["machine"]
+    if machine["container"]:
+        yield place.note(f"a container ({machine['container']}): memory, clock and load are those of its host")
+        return
+    share = machine["available"] / machine["memory"]
+    said = f"{size(machine['available'])} of {size(machine['memory'])} memory to spare"
+    if share < MEMORY_WRONG:
+        yield place.wrong(said, "see who takes it (systemd-cgtop -m), or give the machine more under hosts")
+    elif share < MEMORY_SOON:
+        yield place.better(said, "see who takes it (systemd-cgtop -m), or give the machine more under hosts")
+    else:
+        yield place.good(said)
+    if machine["load"] > 4 * machine["processors"]:
+        yield place.better(f"load {machine['load']:.1f} on {machine['processors']} processors", "see top")
+
+
+def _disks(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    for disk in report["disks"]:
+        for what, free, whole in (
+            ("space", disk["free"], disk["size"]),
+            ("inodes", disk["free_inodes"], disk["inodes"]),
+        ):
+            if not whole:
+                continue  # Some file systems have no fixed number of inodes.
+            amount = f"{size(free)} of {size(whole)}" if what == "space" else f"{free} of {whole} inodes"
+            said = f"{disk['path']}: {amount} free"
+            advice = f"see what takes it: du -x --max-depth=2 {disk['path']}; mail is refused when it is full"
+            if free / whole < DISK_WRONG:
+                yield place.wrong(said, advice)
+            elif free / whole < DISK_SOON:
+                yield place.better(said, advice)
+            elif what == "space":
+                yield place.good(said)
+
+
+def _units(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    for unit in report["units"]["failed"]:
+        yield place.wrong(f"{unit} has failed", f"see why: journalctl -u {unit} -n 50")
+    for unit, times in report["units"]["restarts"].items():
+        yield place.better(f"{unit} died and was started again, {times} times", f"see why: journalctl -u {unit}")
+    if not report["units"]["failed"]:
+        yield place.good("no unit has failed")
+
+
+def _replaced(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    if report["replaced"]:
+        names = ", ".join(name.rpartition("/")[2] for name in report["replaced"])
+        yield place.better(f"{names}: the old program still runs after an upgrade", "restart it, or the host")
+
+
+def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    drift = report["drift"]
+    mend = f"make preview STACK={stack.name} shows it, make up STACK={stack.name} puts it right"
+    for path in drift["changed"]:
+        lines = "; ".join(drift["lines"].get(path, ()))
+        yield place.wrong(f"{path} is not what the stack says{f': {lines}' if lines else ''}", mend)
+    for path in drift["left_over"]:
+        yield place.better(f"{path} is left of an earlier push", mend)
+    for unit in drift["not_active"]:
+        yield place.wrong(f"{unit} does not run", f"start it, or see why: journalctl -u {unit} -n 50")
+    for unit in drift["behind"]:
+        yield place.better(f"{unit} has not taken up its present files", mend)
+    if not any(drift[key] for key in ("changed", "left_over", "not_active", "behind")):
+        yield place.good("all files and units are as the stack says")
+
+
+def _health(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    health = report["health"]
+    for wrong in health["wrong"]:
+        port = f" on port {wrong['port']}" if wrong["port"] else ""
+        yield place.wrong(f"{wrong['service']}{port}: {wrong['said']}", "see its journal")
+    if health["asked"] and not health["wrong"]:
+        yield place.good(f"{health['asked']} transactions with its own services go well")
+
+
+def _queue(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    queue = report["queue"]
+    count, oldest = sum(queue["count"].values()), queue["oldest"]
+    why = f" ({queue['reasons'][0][0]})" if queue["reasons"] else ""
+    said = f"{count} mails wait, the oldest for {age(oldest)}{why}"
+    advice = "see them with postqueue -p; a foreign server that is down for long is no fault of yours"
+    if held := queue["count"].get("hold", 0):
+        yield place.better(f"{held} mails are held", "postsuper -H ID lets one go, postsuper -d ID deletes it")
+    if count and (oldest > QUEUE_OLD or count > QUEUE_MANY):
+        yield (
+            place.better(said, advice) if host.has(Role.SMTP_OUT) and count <= QUEUE_MANY else place.wrong(said, advice)
+        )
+    elif count and oldest > QUEUE_LATE:
+        yield place.better(said, advice)
+    else:
+        yield place.good(said if count else "no mail waits")
+
+
+def _lessons(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    for scanner, waiting in report["lessons"].items():
+        said = f"{waiting['count']} lessons for {scanner} wait, the oldest for {age(waiting['oldest'])}"
+        if waiting["oldest"] > LESSONS_LATE:
+            yield place.better(said, "see journalctl -u posthorn-learn")
+        else:
+            yield place.good(said)
+
+
+def _packages(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    packages = report["packages"]
+    if packages["reboot"]:
+        yield place.better("wants to be started anew after an upgrade", "reboot it, one site at a time")
+    if stack.dns.resolver.root_hints:
+        yield place.note("no security updates come here: the stack lives on an internet of its own")
+    elif packages["lists"] is None or packages["lists"] > LISTS_DAYS * DAY:
+        since = f"for {age(packages['lists'])}" if packages["lists"] else "ever"
+        yield place.wrong(f"has not looked for security updates {since}", "see systemctl status apt-daily.service")
+    elif packages["security"]:
+        said = f"{len(packages['security'])} security updates wait: {', '.join(packages['security'][:5])}"
+        yield place.better(said, "they come by themselves within a day: see /var/log/unattended-upgrades")
+    else:
+        yield place.good("has all security updates")
+
+
+JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {
+    "machine": _machine,
+    "disks": _disks,
+    "units": _units,
+    "replaced": _replaced,
+    "drift": _drift,
+    "health": _health,
+    "queue": _queue,
+    "lessons": _lessons,
+    "packages": _packages,
+}
+
+
+def _clock(place: Place, seen: Seen) -> Findings:
+    assert seen.report is not None
+    machine, clock = seen.report.get("machine"), seen.report.get("clock")
+    off, advice = abs(seen.offset), "see timedatectl timesync-status on it, and the clock of this machine"
+    if off > CLOCK_SECONDS:
+        yield place.wrong(f"its clock is {off:.0f} s {'ahead' if seen.offset > 0 else 'behind'}", advice)
+    elif off > CLOCK_SOON:
+        yield place.better(f"its clock is {off:.1f} s {'ahead' if seen.offset > 0 else 'behind'}", advice)
+    elif machine and not machine["container"] and clock and not clock["synchronized"]:
+        yield place.better(
+            "nobody keeps its clock right", "see timedatectl timesync-status: can it reach a time server?"
+        )
+    elif machine and not machine["container"]:
+        yield place.good("its clock is right")
+
+
+def _certificates(stack: Stack, host: Host, place: Place, report: Report, now: dt.datetime) -> Findings:
+    for path, text in report.get("certificates", {}).items():
+        try:
+            certificate = of_pem(text)
+        except ValueError:
+            yield place.wrong(f"{path} is no certificate", f"make up STACK={stack.name}")
+            continue
+        # An authority outlives all that it signs.
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not basic.ca:
+            yield from judge_days(place, stack, certificate, now, path)
+
+
+# Hosts beside one another
+
+
+def judge_versions(stack: Stack, reports: Mapping[str, Report]) -> Findings:
+    """Versions of the daemons: told, and compared between hosts of one release."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    releases: Counter[str] = Counter()
+    for name, report in reports.items():
+        release = report.get("machine", {}).get("release", "?")
+        releases[release] += 1
+        for package, version in report.get("packages", {}).get("versions", {}).items():
+            found[package, release.partition(".")[0]][version].append(name)
+    place = Place(AREA, "versions")
+    for (package, _), versions in found.items():
+        if len(versions) > 1:
+            *fewer, most = sorted(versions, key=lambda version: len(versions[version]))
+            listed = "; ".join(f"{version} on {', '.join(versions[version])}" for version in fewer)
+            yield place.better(f"{package} is {most} on most hosts, and {listed}", "see why upgrades do not come there")
+    shown = ("postfix", "dovecot-core", "rspamd", "unbound", "nginx")
+    daemons = [f"{p} {next(iter(v)).partition('-')[0]}" for (p, _), v in sorted(found.items()) if p in shown]
+    if releases:
+        yield place.note(f"Debian {', '.join(f'{r} on {n}' for r, n in releases.items())}; {', '.join(daemons)}")
+
+
+def judge_journals(reports: Mapping[str, Report]) -> Findings:
+    """Warnings in the journals: strangers cause many of them, so they are told and not judged."""
+    told = []
+    for name, report in reports.items():
+        journal = report.get("journal") or {"count": 0, "most": []}
+        if journal["count"]:
+            told.append(f"{name} {journal['count']} ({', '.join(f'{who} {n}' for who, n in journal['most'])})")
+    place = Place(AREA, "journals")
+    if told:
+        yield place.note(f"warnings of a day (journalctl -p warning): {'; '.join(told)}")
+    elif reports:
+        yield place.good("no warning for a day")
+
+
+def paths(stack: Stack, host: Host) -> Sequence[str]:
+    """Where a host writes: the file systems that must not be full."""
+    from services.data_disk import KEPT
+
+    kept = {path for role in host.roles for path in KEPT.get(role, ())}
+    return ("/", "/var", "/var/log", "/tmp", "/boot", *sorted(kept))

@@ -1,0 +1,287 @@
+"""Looks at a host from within, and prints what it sees as JSON. Changes nothing, concludes nothing.
+
+With Python's standard library alone: it is sent over the one SSH connection of the check, and runs as root. What
+cannot be seen is left out, with the reason under ``failed``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import difflib
+import fcntl
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Task = dict[str, Any]
+COMMAND_SECONDS = 60
+JOURNAL_LINES = "3000"
+
+
+def run(*command: str) -> str:
+    """What a command prints. Raises `OSError` or `subprocess.SubprocessError` when it cannot be had."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=COMMAND_SECONDS)
+    if done.returncode:
+        raise OSError(f"{' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+
+
+def machine(task: Task) -> Any:
+    """Memory in bytes, the release, how long it has been up; and whether it is a container, which has no clock."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        key, _, rest = line.partition(":")
+        fields[key] = int(rest.split()[0]) * 1024
+    container = Path("/run/systemd/container")
+    return {
+        "container": container.read_text().strip() if container.exists() else "",
+        "memory": fields["MemTotal"],
+        "available": fields["MemAvailable"],
+        "swap": fields["SwapTotal"],
+        "swap_free": fields["SwapFree"],
+        "release": Path("/etc/debian_version").read_text().strip(),
+        "kernel": os.uname().release,
+        "processors": os.cpu_count(),
+        "load": os.getloadavg()[1],
+        "up": float(Path("/proc/uptime").read_text().split()[0]),
+    }
+
+
+def clock(task: Task) -> Any:
+    """Whether systemd-timesyncd has set the clock since the start: it leaves a mark (systemd-timesyncd.service(8))."""
+    return {"synchronized": os.path.exists("/run/systemd/timesync/synchronized")}
+
+
+def disks(task: Task) -> Any:
+    """Free space and free inodes of every file system that the stack writes to, by where it is mounted."""
+    found = {}
+    for path in task["paths"]:
+        if os.path.exists(path):
+            status = os.statvfs(path)
+            found[os.stat(path).st_dev] = {
+                "path": _mount_point(path),
+                "size": status.f_blocks * status.f_frsize,
+                "free": status.f_bavail * status.f_frsize,
+                "inodes": status.f_files,
+                "free_inodes": status.f_favail,
+            }
+    return list(found.values())
+
+
+def _mount_point(path: str) -> str:
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs
+
+
+def units(task: Task) -> Any:
+    """Units that failed; and of the stack's own: how often each was started again by itself."""
+    failed = run("systemctl", "list-units", "--failed", "--plain", "--no-legend", "--full")
+    restarts = {}
+    if task["units"]:
+        shown = run("systemctl", "show", "--property=Id,NRestarts", "--", *task["units"])
+        for block in shown.strip().split("\n\n"):
+            fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+            if int(fields.get("NRestarts") or 0):
+                restarts[fields["Id"]] = int(fields["NRestarts"])
+    return {"failed": [line.split()[0] for line in failed.splitlines() if line.strip()], "restarts": restarts}
+
+
+def replaced(task: Task) -> Any:
+    """Programs that run from a file that is not there any more: an upgrade that they did not take up."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            program = os.readlink(process / "exe")
+            if program.endswith(" (deleted)") and program.startswith(("/usr", "/bin", "/sbin", "/lib")):
+                found.add(program.removesuffix(" (deleted)"))
+    return sorted(found)
+
+
+def journal(task: Task) -> Any:
+    """Warnings and errors of a day: how many, and of whom the most."""
+    command = ("journalctl", "--quiet", "--priority=warning", "--since=-24h", "--output=json", "-n", JOURNAL_LINES)
+    text = run(*command, "--output-fields=SYSLOG_IDENTIFIER,PRIORITY,MESSAGE,_TRANSPORT")
+    by_whom: Counter[str] = Counter()
+    worst, last = 7, {}
+    for line in text.splitlines():
+        entry = json.loads(line)
+        name = str(entry.get("SYSLOG_IDENTIFIER", "?"))
+        by_whom[name] += 1
+        worst = min(worst, int(entry["PRIORITY"]))
+        last[name] = str(entry.get("MESSAGE", ""))[:200]
+    return {"count": sum(by_whom.values()), "worst": worst, "most": by_whom.most_common(3), "last": last}
+
+
+def drift(task: Task) -> Any:
+    """How the host differs from its bundle, by the agent's own word, with the first lines that differ."""
+    with contextlib.suppress(FileNotFoundError), open("/var/lib/posthorn/lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"a push is under way ({lock.read().strip()})") from None
+    found = agent(task)["difference"](task["bundle"])
+    found["lines"] = {path: _lines(task, path) for path in found["changed"] if path in task["bundle"]["files"]}
+    return found
+
+
+def _lines(task: Task, path: str) -> list[str]:
+    """What a file has more (+) and less (-) than it should, its first lines."""
+    should = task["bundle"]["files"][path]["content"].splitlines()
+    try:
+        has = Path(path).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ["it is gone"]
+    compared = list(difflib.unified_diff(should, has, n=0, lineterm=""))[2:]
+    return [line[:160] for line in compared if line[0] in "+-"][:3] or ["its owner, group or mode"]
+
+
+def agent(task: Task) -> dict[str, Any]:
+    """The agent, as it would run with a bundle."""
+    scope: dict[str, Any] = {"__name__": "agent"}
+    exec(compile(task["agent"], "agent", "exec"), scope)
+    return scope
+
+
+def health(task: Task) -> Any:
+    """What the services say to the transactions by which the agent knows that they are well."""
+    probes = agent(task)["PROBES"]
+    wrong = []
+    for probe in task["bundle"]["health"]:
+        try:
+            said = probes[probe["kind"]](probe)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
+            said = str(error) or type(error).__name__
+        if said:
+            wrong.append({"service": probe["service"], "port": probe.get("port"), "said": said})
+    return {"asked": len(task["bundle"]["health"]), "wrong": wrong}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mail
+
+
+def queue(task: Task) -> Any:
+    """Postfix's queues: how many, since when, and why (postqueue(1))."""
+    if not os.path.exists("/etc/postfix/main.cf"):
+        return None
+    count: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    oldest: float | None = None
+    for line in run("postqueue", "-j").splitlines():
+        mail = json.loads(line)
+        count[mail["queue_name"]] += 1
+        oldest = min(oldest or mail["arrival_time"], mail["arrival_time"])
+        for recipient in mail["recipients"]:
+            if reason := recipient.get("delay_reason"):
+                reasons[reason[:160]] += 1
+    age = time.time() - oldest if oldest else 0
+    return {"count": dict(count), "oldest": age, "reasons": reasons.most_common(2)}
+
+
+def lessons(task: Task) -> Any:
+    """What users taught, and has not reached each scanner yet."""
+    found = {}
+    for folder in Path(task["spool"]).glob("*") if task["spool"] else ():
+        times = [item.stat().st_mtime for item in folder.iterdir()]
+        if times:
+            found[folder.name] = {"count": len(times), "oldest": time.time() - min(times)}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packages and certificates
+
+
+def packages(task: Task) -> Any:
+    """Versions of the stack's packages, and what waits to be installed."""
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${Version} ${db:Status-Abbrev}\n", *task["bundle"]["packages"])
+    versions = {line.split()[0]: line.split()[1] for line in listed.splitlines() if line.endswith("ii ")}
+    stamps = [p.stat().st_mtime for p in Path("/var/lib/apt/lists").glob("*_Packages*")]
+    waiting = []
+    if stamps:
+        simulated = run("apt-get", "--simulate", "-qq", "-o", "Debug::NoLocking=true", "upgrade")
+        waiting = [s.split()[1] for s in simulated.splitlines() if s.startswith("Inst ") and "-security" in s.lower()]
+    return {
+        "versions": versions,
+        "lists": time.time() - max(stamps) if stamps else None,
+        "security": waiting,
+        "reboot": Path("/run/reboot-required").exists(),
+    }
+
+
+def certificates(task: Task) -> Any:
+    """Every certificate that the stack put here, in PEM."""
+    files = sorted(Path("/etc/posthorn").rglob("*.pem"))
+    return {str(file): text for file in files if "BEGIN CERTIFICATE" in (text := file.read_text(errors="replace"))}
+
+
+def others(task: Task) -> Any:
+    """What this host sees of the ports of others, by the wire module that comes along."""
+    import asyncio
+
+    scope: dict[str, Any] = {"__name__": "wire"}
+    exec(compile(task["wire"], "wire", "exec"), scope)
+    authority = Path("/etc/posthorn/authority.pem")
+    text = authority.read_text() if authority.exists() else ""
+    return asyncio.run(scope["talk_to_all"](task["targets"], text))
+
+
+LOOKS: dict[str, Callable[[Task], Any]] = {
+    "machine": machine,
+    "clock": clock,
+    "disks": disks,
+    "units": units,
+    "replaced": replaced,
+    "journal": journal,
+    "drift": drift,
+    "health": health,
+    "queue": queue,
+    "lessons": lessons,
+    "packages": packages,
+    "certificates": certificates,
+    "others": others,
+}
+
+
+def look(task: Task) -> dict[str, Any]:
+    """All looks side by side: they wait for other programs most of the time."""
+    seen: dict[str, Any] = {"failed": {}, "time": time.time()}
+    with concurrent.futures.ThreadPoolExecutor(len(LOOKS)) as pool:
+        futures = {name: pool.submit(one, task) for name, one in LOOKS.items()}
+        for name, future in futures.items():
+            try:
+                seen[name] = future.result()
+            except Exception as error:  # noqa: BLE001 (one look that fails says so, and the others go on)
+                seen["failed"][name] = f"{type(error).__name__}: {error}"
+    return seen
+
+
+def main(task: Task) -> None:
+    """Prints what is seen, and nothing else."""
+    kept, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        seen = look(task)
+    except Exception:  # noqa: BLE001 (what went wrong is what there is to see)
+        seen = {"failed": {"look": traceback.format_exc(limit=2)}}
+    finally:
+        sys.stdout = kept
+    json.dump(seen, sys.stdout)
