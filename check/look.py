@@ -207,6 +207,18 @@ def lessons(task: Task) -> Any:
     return found
 
 
+def mailboxes(task: Task) -> Any:
+    """What the sync service says of the mailboxes (docs/replication.md); None where there is none."""
+    if not os.path.exists("/usr/local/sbin/posthorn-sync") or "posthorn-sync.service" not in task["units"]:
+        return None
+    # Its exit status says whether all is well: what is not stands in its words.
+    command = ("posthorn-sync", "status", "--json")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    if not done.stdout.strip():
+        raise OSError((done.stderr.strip() or "posthorn-sync says nothing")[-300:])
+    return json.loads(done.stdout)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Packages and certificates
 
@@ -256,6 +268,7 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "health": health,
     "queue": queue,
     "lessons": lessons,
+    "mailboxes": mailboxes,
     "packages": packages,
     "certificates": certificates,
     "others": others,

@@ -17,7 +17,7 @@ from check.wire import Talk, Target
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Host, Stack
-from services import identity, learning, maildrop, rspamd, smtp_out
+from services import identity, learning, maildrop, replication, rspamd, smtp_out
 from services.postfix import postmaster
 from services.roles import services_of
 from services.service import Listen, Source
@@ -152,6 +152,7 @@ def _hop(stack: Stack, host: Host, port: int) -> Target | None:
         maildrop.SIEVE: ("sieve", "starttls", {}),
         maildrop.SIEVE_PROXY: ("sieve", "starttls", {"proxy": True}),
         learning.PORT: ("http", "implicit", {**own, "path": "/ping"}),
+        replication.SYNC_PORT: ("http", "implicit", {**own, "path": "/metrics"}),
         rspamd.SCANNER: ("tcp", "none", {}),
         53: ("tcp", "none", {}),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import SOURCE as AGENT
-from check import blocklists, hosts, names, ports, records, wire
+from check import blocklists, hosts, mailboxes, names, ports, records, wire
 from check.ask import Asker, Server, View, choose, own_resolvers
 from check.finding import Finding, Place
 from check.ports import Endpoint
@@ -182,6 +182,8 @@ class Check:
         findings += ports.judge(stack, talks, now)
         reports = {name: one.report for name, one in seen.items() if one.report is not None}
         findings += [*hosts.judge_versions(stack, reports), *hosts.judge_journals(reports)]
+        for name, report in reports.items():
+            findings += mailboxes.judge(stack, name, report.get("mailboxes"))
         return findings
 
     async def _look(self, host: Host, endpoints: Sequence[Endpoint]) -> Seen:

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 
-from check import certificates, hosts, ports, report
+from check import certificates, hosts, mailboxes, ports, report
 from check.finding import Finding, Place, Severity, status
 from check.ports import FOREIGN, Endpoint
 from check.ssh import Seen
@@ -295,6 +295,48 @@ def test_a_host_that_lags_behind_in_versions_is_named() -> None:
     old = look(packages={"versions": {"postfix": "3.7.9-0"}}).report
     found = worst(hosts.judge_versions(None, {**stack_of, "d": old}))  # type: ignore[arg-type, dict-item]
     assert found.what == "postfix is 3.7.11-0 on most hosts, and 3.7.9-0 on d"
+
+
+# Mailboxes
+
+
+def state(**more: Any) -> dict[str, Any]:
+    """What the sync service of a mailbox host says when all is well: docs/replication.md."""
+    return {
+        "format": 1,
+        "ok": True,
+        "time": 10_000.0,
+        "refused": None,
+        "peer": {"name": "maildrop.elm.net.hill.example", "up": True, "since": 1_000.0},
+        "pending": {"users": 0, "to_hand_over": 0, "oldest_seconds": 0.0},
+        "waiting": {},
+        "stuck": [],
+        "lag_seconds": {"p95": 0.09},
+        "pass": {"at": 9_800.0, "users": 2, "left": 0},
+        "audit": {"at": 9_000.0, "differences": {}},
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "said"),
+    [
+        ({}, "good", "all 2 users are alike at both hosts, 95 % of changes within 0.09 s"),
+        ({"refused": "the store is another's"}, "wrong", "nothing is synced: the store is another's"),
+        ({"peer": {"name": "elm", "up": False, "since": 400.0}}, "wrong", "elm does not answer it for 3 hours"),
+        (
+            {"ok": False, "stuck": ["ann"], "waiting": {"ann": {"said": "no space"}}},
+            "wrong",
+            "the mailbox of ann does not sync: no space",
+        ),
+        ({"audit": {"at": 1.0, "differences": {"ben": "INBOX"}}}, "wrong", "ben differs at the two hosts: INBOX"),
+        ({"pending": {"users": 3, "oldest_seconds": 90.0}}, "advice", "3 users have changes"),
+        ({"pending": {"users": 3, "oldest_seconds": 900.0}}, "wrong", "3 users have changes"),
+        ({"pass": {"at": 9_800.0, "users": 1, "left": 0}}, "wrong", "1 of 2 accounts are synced"),
+    ],
+)
+def test_the_state_of_the_mailboxes(keyed_stack: Stack, change: dict[str, Any], severity: str, said: str) -> None:
+    found = worst(mailboxes.judge(keyed_stack, "maildrop-oak", state(**change)))
+    assert found.severity == severity and said in found.what
 
 
 # Telling
