@@ -34,6 +34,7 @@ class Finding:
 
 
 Findings = Iterator[Finding]
+HOUR, DAY = 3600.0, 86400.0
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,20 @@ def status(findings: Iterable[Finding]) -> int:
     """The exit status: 0 when all is good, 1 when something is wrong, 2 when something could not be told."""
     counted = Counter(finding.severity for finding in findings)
     return 1 if counted[Severity.WRONG] else 2 if counted[Severity.UNKNOWN] else 0
+
+
+def age(seconds: float) -> str:
+    """A time that passed, in the unit that a person would use."""
+    for size, unit in ((DAY, "days"), (HOUR, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(amount: float) -> str:
+    """An amount of memory or disk for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

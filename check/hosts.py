@@ -10,13 +10,12 @@ from typing import Any
 from cryptography import x509
 
 from check.certificates import judge_days, of_pem
-from check.finding import Finding, Findings, Place
+from check.finding import DAY, HOUR, Finding, Findings, Place, age, size
 from check.ssh import Seen
 from model.network import Role
 from model.stack import Host, Stack
 
 AREA = "hosts"
-HOUR, DAY = 3600.0, 86400.0
 QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 """A mail that waits for an hour meets some trouble, one that waits for half a day meets trouble that stays."""
 QUEUE_MANY = 200
@@ -27,23 +26,6 @@ LISTS_DAYS = 4
 DISK_WRONG, DISK_SOON = 0.05, 0.15
 MEMORY_WRONG, MEMORY_SOON = 0.04, 0.10
 Report = Mapping[str, Any]
-
-
-def age(seconds: float) -> str:
-    """A time that passed, in the unit that a person would use."""
-    for size, unit in ((DAY, "days"), (HOUR, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def size(amount: float) -> str:
-    """An amount of memory or disk for a person."""
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
 
 
 # Reaching them

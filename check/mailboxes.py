@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from check.finding import Findings, Place
-from check.hosts import DAY, age
+from check.finding import DAY, Findings, Place, age
 from model.stack import Stack
 
 AREA = "mailboxes"
@@ -19,15 +18,27 @@ PASS_SECONDS = 3600.0
 """All users are looked at every ten to fifteen minutes, whatever was noticed in between."""
 
 
-def judge(stack: Stack, host: str, state: Mapping[str, Any] | None) -> Findings:
-    """The state of one of the two, with every user that is not as the other host has him."""
-    if state is None:
-        return
-    place = Place(AREA, host)
-    if state["format"] != FORMAT:
-        yield place.unknown(f"its state is of a form {state['format']} that is not known here", "use the same version")
-        return
-    peer, pending = state["peer"], state["pending"]
+def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]]) -> Findings:
+    """The state of the mailbox hosts, by the word of each, with every user that is not alike at both."""
+    for host, state in states.items():
+        place = Place(AREA, host)
+        if state["format"] == FORMAT:
+            yield from _one(place, state)
+        else:
+            yield place.unknown(f"its state is of form {state['format']}, not {FORMAT}", "push it: make up")
+    known = [state for state in states.values() if state["format"] == FORMAT]
+    # Each host works for its own users, and for all of them while the other is away.
+    users = max((state["pass"]["users"] for state in known), default=0)
+    place = Place(AREA, "users")
+    if known and users < len(stack.accounts):
+        said = f"the last pass saw {users} users, and the stack has {len(stack.accounts)} accounts"
+        yield place.better(said, "a new account is seen within a quarter of an hour; else see doveadm user '*'")
+    elif known and all(state["ok"] for state in known):
+        yield place.good(f"all {users} are alike at both hosts")
+
+
+def _one(place: Place, state: Mapping[str, Any]) -> Findings:
+    host, peer, pending = place.where, state["peer"], state["pending"]
     status = f"posthorn-sync status on {host}"
     if state["refused"]:
         yield place.wrong(f"nothing is synced: {state['refused']}", f"{status}; docs/replication.md says the way out")
@@ -44,22 +55,12 @@ def judge(stack: Stack, host: str, state: Mapping[str, Any] | None) -> Findings:
     if pending["users"] and oldest > LATE:
         said = f"{pending['users']} users have changes that are not at the other host, for {age(oldest)}"
         yield place.wrong(said, status) if oldest > OLD else place.better(said, status)
-    yield from _passes(stack, place, state)
-
-
-def _passes(stack: Stack, place: Place, state: Mapping[str, Any]) -> Findings:
-    """The regular looks at everybody: a pass over all users, and the audit of all mails."""
-    last, audit, now = state["pass"], state["audit"], state["time"]
-    if last.get("at") is None:
-        yield place.note("the first look at all users is still to come")
-    elif now - last["at"] > PASS_SECONDS:
-        yield place.better(f"the last look at all users was {age(now - last['at'])} ago", "see its journal")
-    elif last["users"] < len(stack.accounts):
-        missing = f"{last['users']} of {len(stack.accounts)} accounts are synced"
-        yield place.wrong(missing, f"see which Dovecot does not know: doveadm user '*' on {place.where}")
-    elif state["ok"]:
-        lag = state["lag_seconds"].get("p95")
-        told = f", 95 % of changes within {lag:.2f} s" if lag is not None else ""
-        yield place.good(f"all {last['users']} users are alike at both hosts{told}")
-    if audit["at"] is not None and now - audit["at"] > AUDIT_DAYS * DAY:
-        yield place.better(f"the last audit of all mails was {age(now - audit['at'])} ago", "posthorn-sync audit")
+    if state["pass"]["at"] and state["time"] - state["pass"]["at"] > PASS_SECONDS:
+        yield place.better(f"its last look at all users was {age(state['time'] - state['pass']['at'])} ago", status)
+    if state["audit"]["at"] and state["time"] - state["audit"]["at"] > AUDIT_DAYS * DAY:
+        audited = age(state["time"] - state["audit"]["at"])
+        yield place.better(f"its last comparison of all mails was {audited} ago", f"posthorn-sync audit on {host}")
+    if state["ok"]:
+        lag = state["lag_seconds"]["p95"]
+        told = "" if lag is None else f", 95 % within {lag:.2f} s"
+        yield place.good(f"all changes are at the other host{told}")

@@ -27,9 +27,7 @@ WORST = list(Severity)
 
 
 def _areas(findings: Sequence[Finding]) -> list[str]:
-    return sorted(
-        {f.area for f in findings}, key=lambda area: (ORDER.index(area) if area in ORDER else len(ORDER), area)
-    )
+    return sorted({finding.area for finding in findings}, key=ORDER.index)
 
 
 def table(name: str, findings: Sequence[Finding], seconds: float) -> RenderableType:

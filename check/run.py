@@ -182,8 +182,8 @@ class Check:
         findings += ports.judge(stack, talks, now)
         reports = {name: one.report for name, one in seen.items() if one.report is not None}
         findings += [*hosts.judge_versions(stack, reports), *hosts.judge_journals(reports)]
-        for name, report in reports.items():
-            findings += mailboxes.judge(stack, name, report.get("mailboxes"))
+        states = {name: report["mailboxes"] for name, report in reports.items() if report.get("mailboxes")}
+        findings += mailboxes.judge(stack, states)
         return findings
 
     async def _look(self, host: Host, endpoints: Sequence[Endpoint]) -> Seen:

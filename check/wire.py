@@ -175,12 +175,14 @@ async def _go_on(line: Line, target: Target, talk: Talk) -> None:
             talk["replies"].append([sender, recipient, code, " ".join(text)])
     elif target["protocol"] == "http":
         await line.say(f"GET {target.get('path', '/')} HTTP/1.1\r\nHost: {target['name']}\r\nConnection: close\r\n")
-        head, _, body = (await line.reader.read(BODY)).partition(b"\r\n\r\n")
-        while len(body) < BODY and (more := await line.reader.read(BODY)):
-            body += more
-        first, *rest = head.decode(errors="replace").split("\r\n")
+        first, *rest = (await line.reader.readuntil(b"\r\n\r\n")).decode(errors="replace").split("\r\n")
         talk["status"] = int(first.split()[1]) if first.startswith("HTTP/") else 0
         talk["headers"] = {k.strip().lower(): v.strip() for k, _, v in (header.partition(":") for header in rest)}
+        # Some keep the connection open, whatever they are asked (RFC 9112 section 9.6): then the length is told.
+        length = int(talk["headers"].get("content-length", BODY))
+        body = b""
+        while len(body) < min(length, BODY) and (more := await line.reader.read(BODY)):
+            body += more
         talk["body"] = body.decode(errors="replace")
 
 
