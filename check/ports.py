@@ -133,7 +133,9 @@ def _clients(stack: Stack, hosts: Sequence[Host], host: Host, listen: Listen) ->
     """Hosts that may connect to a port of another one."""
     others = [other for other in hosts if other.name != host.name]
     if listen.frm is Source.SITES:
-        return {other.site: other for other in reversed(others)}.values()
+        # Not by a web mail: Dovecot trusts it more than others.
+        preferred = sorted(others, key=lambda other: other.has(Role.WEBMAIL))
+        return {other.site: other for other in reversed(preferred)}.values()
     assert not isinstance(listen.frm, Source)
     named = set(listen.frm)
     return [other for other in others if any(address in named for address in other.addresses.local)]
@@ -277,7 +279,8 @@ def _answer(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: dt.da
     elif target["protocol"] == "imap":
         yield from _imap(place, talk["banner"])
     elif target["protocol"] == "sieve":
-        yield from _sieve(place, talk)
+        trusted = bool(endpoint.seen_from) and stack.all_hosts[endpoint.seen_from].has(Role.WEBMAIL)
+        yield from _sieve(place, talk, trusted=trusted)
     elif endpoint.service == "web":
         yield from _web(place, talk)
     elif endpoint.service == "redirect":
@@ -389,8 +392,9 @@ def _imap(place: Place, banner: str) -> Findings:
         yield place.good("greets as IMAP does")
 
 
-def _sieve(place: Place, talk: Talk) -> Findings:
-    if talk["before"].get("SASL"):
+def _sieve(place: Place, talk: Talk, *, trusted: bool) -> Findings:
+    # Dovecot lets hosts that it trusts (login_trusted_networks) say passwords as they like.
+    if talk["before"].get("SASL") and not trusted:
         yield place.wrong(
             f"takes passwords in clear: {talk['before']['SASL']} before TLS", "see the settings of Dovecot"
         )
