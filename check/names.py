@@ -163,14 +163,34 @@ def judge_dmarc(domain: str, answer: Answer) -> Findings:
 async def check_domain(stack: Stack, domain: str, view: View) -> Sequence[Finding]:
     """MX, SPF, DKIM and DMARC of a domain."""
     findings = list(await check_mx(domain, view))
-    findings += judge_spf(stack, domain, await spf.published(domain, view.ask))
+    policy = await spf.published(domain, view.ask)
+    dmarc = await view.ask(f"_dmarc.{domain}", "TXT")
+    if domain not in stack.sending_domains:
+        return [*findings, *judge_silent(domain, policy, dmarc)]
+    findings += judge_spf(stack, domain, policy)
     keys = stack.keys.public.dkim.get(domain, {})
     selectors = [s for s in dict.fromkeys((stack.dkim.selector, *stack.dkim.published)) if s in keys]
     asked = (view.ask(f"{selector}._domainkey.{domain}", "TXT") for selector in selectors)
     for selector, answer in zip(selectors, await asyncio.gather(*asked), strict=True):
         findings += judge_dkim(domain, selector, keys[selector], answer, signs=selector == stack.dkim.selector)
-    findings += judge_dmarc(domain, await view.ask(f"_dmarc.{domain}", "TXT"))
-    return findings
+    return [*findings, *judge_dmarc(domain, dmarc)]
+
+
+def judge_silent(name: str, policy: spf.Policy, dmarc: Answer) -> Findings:
+    """A name that sends no mail says so: whatever claims to be from it is forged."""
+    place, record = Place(POLICIES, name), next((tags(r) for r in dmarc.records if "p=" in r), {})
+    if policy.unanswered or dmarc.error:
+        yield place.unknown("whether it says that it sends no mail: the resolver does not answer", "ask again later")
+    elif policy.networks or policy.ends != "-all" or record.get("p") != "reject":
+        yield place.wrong("sends no mail, and does not say so: it can be forged", "see the records of its zone")
+    else:
+        yield place.good("sends no mail, and says so")
+
+
+async def check_silent(name: str, view: View) -> Sequence[Finding]:
+    """SPF and DMARC of a name that sends no mail."""
+    policy, dmarc = await asyncio.gather(spf.published(name, view.ask), view.ask(f"_dmarc.{name}", "TXT"))
+    return list(judge_silent(name, policy, dmarc))
 
 
 async def check_sender(stack: Stack, name: str, view: View) -> Sequence[Finding]:

@@ -17,8 +17,7 @@ from check.wire import Talk, Target
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Host, Stack
-from services import identity, learning, maildrop, replication, rspamd, smtp_out
-from services.postfix import postmaster
+from services import discovery, identity, learning, maildrop, mta_sts, replication, rspamd, smtp_out
 from services.roles import services_of
 from services.service import Listen, Source
 from services.zones import rrsets
@@ -48,6 +47,8 @@ class Endpoint:
     """The host that asks, when it is not this machine."""
     whose: tuple[Host, ...] = ()
     """The hosts one of whose keys it has to serve with."""
+    serves: tuple[str, str] = ("", "")
+    """The media type and, where it is known, the text of a document that it has to serve."""
 
     @property
     def where(self) -> str:
@@ -75,7 +76,7 @@ def _strangers(stack: Stack) -> list[tuple[str, str]]:
     """Senders and recipients that an MX is tried with: to others, to nobody, and to the postmasters."""
     here = [domain for domain in stack.domains if not stack.accepts(f"a.name.that.nobody.has@{domain}")]
     nobody = f"no-such-{secrets.token_hex(6)}"
-    relayed = [("", FOREIGN), (postmaster(stack), FOREIGN)]
+    relayed = [("", FOREIGN), (stack.postmaster_address, FOREIGN)]
     unknown = [("", f"{nobody}@{domain}") for domain in here[:UNKNOWN_AT_MOST]]
     return [*relayed, *unknown, *(("", f"postmaster@{domain}") for domain in stack.domains)]
 
@@ -100,6 +101,17 @@ def public(stack: Stack, without: Sequence[str] = ()) -> Iterator[Endpoint]:
             web = stack.public_name("webmail")
             yield Endpoint(host, "web", _target(address, 443, "http", "implicit", web, **more), whose=(host,))
             yield Endpoint(host, "redirect", _target(address, 80, "http", "none", web))
+            if first:
+                yield from _documents(stack, host, address)
+
+
+def _documents(stack: Stack, host: Host, address: IPAddress) -> Iterator[Endpoint]:
+    """What mail programs and other mail hosts fetch under names of their own, for every domain."""
+    for label, path, media in discovery.DOCUMENTS:
+        text = mta_sts.policy(stack) if label == "mta-sts" else ""
+        for domain in stack.domains:
+            target = _target(address, 443, "http", "implicit", f"{label}.{domain}", path=path)
+            yield Endpoint(host, "document", target, whose=(host,), serves=(media, text))
 
 
 def _at(stack: Stack, role: Role, without: Sequence[str]) -> Iterator[Host]:
@@ -285,6 +297,8 @@ def _answer(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: dt.da
         yield from _web(place, talk)
     elif endpoint.service == "redirect":
         yield from _redirect(place, talk)
+    elif endpoint.service == "document":
+        yield from _document(endpoint, talk)
 
 
 def _certificate(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: dt.datetime) -> Findings:
@@ -418,6 +432,20 @@ def _redirect(place: Place, talk: Talk) -> Findings:
         yield place.good("leads to HTTPS")
     else:
         yield place.wrong(f"does not lead to HTTPS ({talk['status']})", "see nginx.conf")
+
+
+def _document(endpoint: Endpoint, talk: Talk) -> Findings:
+    (media, text), url = endpoint.serves, f"https://{endpoint.target['name']}{endpoint.target['path']}"
+    kind = talk["headers"].get("content-type", "").partition(";")[0]
+    if talk["status"] != 200:
+        yield endpoint.place.wrong(f"answers {url} with {talk['status']}", "see the journal of nginx")
+    elif kind != media:
+        yield endpoint.place.wrong(f"serves {url} as {kind or 'nothing'}, and not as {media}", "see nginx.conf")
+    elif text and talk["body"].split() != text.split():
+        advice = "senders hold our MX to what it says: bring the present one there (make up)"
+        yield endpoint.place.wrong(f"serves another policy at {url}: {' '.join(talk['body'].split())[:120]}", advice)
+    else:
+        yield endpoint.place.good(f"serves {url}")
 
 
 def judge_authority(stack: Stack, talks: Sequence[tuple[Endpoint, Talk]]) -> Findings:

@@ -13,7 +13,7 @@ from services.zones import RRset, rrsets
 
 AREA = "records"
 RECOMMENDED_TYPES = ("SRV", "CAA")
-RECOMMENDED_NAMES = ("_mta-sts.", "mta-sts.", "_smtp._tls.", "autoconfig.", "autodiscover.")
+RECOMMENDED_NAMES = ("_mta-sts.", "mta-sts.", "_smtp._tls.", "autoconfig.", "autodiscover.", "*._domainkey.")
 OTHER_FAMILY = {"A": "AAAA", "AAAA": "A"}
 
 

@@ -118,6 +118,7 @@ class Check:
             of(str(address), names.check_address(address, greeting, view))
             for address, greeting in names.greetings(stack).items()
         ]
+        work += [of(name, names.check_silent(name, view)) for name in stack.dns.silent]
         senders = dict.fromkeys(names.greetings(stack).values())
         work += [of(name, names.check_sender(stack, name, view)) for name in senders]
         work += [of(listing.zone, blocklists.check_list(listing, view)) for listing in blocklists.listings(stack)]

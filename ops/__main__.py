@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "preview":
                 return preview(project, said)
             case "check":
-                return check(project, without, options.json, options.metrics)
+                return check(project, said.without, options.json, options.metrics)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)

@@ -57,6 +57,8 @@ def good(stack: Stack, endpoint: Endpoint) -> Talk:
         talk["banner"] = "* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] Dovecot ready."
     if endpoint.service == "web":
         talk |= {"status": 302, "headers": {"strict-transport-security": "max-age=1"}}
+    if endpoint.service == "document":
+        talk |= {"status": 200, "headers": {"content-type": endpoint.serves[0]}, "body": endpoint.serves[1]}
     if endpoint.service == "redirect":
         talk |= {"status": 301, "headers": {"location": "https://webmail.hill.example/"}}
     return talk
@@ -121,6 +123,14 @@ def test_what_an_mx_says_to_strangers(
     found = judged(keyed_stack, talks)
     assert found.severity is severity and said in found.what
     assert found.where == "smtp-in-oak 198.51.100.2 port 25"
+
+
+def test_a_policy_that_is_not_the_stack_s_is_shown(keyed_stack: Stack, talks: Talks) -> None:
+    talk = next(talk for e, talk in talks if e.target["name"] == "mta-sts.dale.example")
+    talk["body"] = "version: STSv1\nmode: enforce\nmx: mx.elsewhere.example\nmax_age: 1\n"
+    found = judged(keyed_stack, talks)
+    assert found.severity is Severity.WRONG and "mx: mx.elsewhere.example" in found.what
+    assert "https://mta-sts.dale.example/.well-known/mta-sts.txt" in found.what
 
 
 @pytest.mark.parametrize(
