@@ -37,7 +37,7 @@ lab-status: ## Sites, hosts, addresses and states of the lab
 	@$(TOOLS) -- python -m lab status
 
 test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs
-	@$(TOOLS) --machines vms -- python -m tests.all
+	@$(TOOLS) --machines vms --browser -- python -m tests.all
 
 unit: ## Lint, types, contracts and unit tests only: no root, no network
 	@$(TOOLS) -- python -m tests.all --only-unit

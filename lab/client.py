@@ -211,17 +211,37 @@ def sieve(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def web(request: dict[str, Any]) -> dict[str, Any]:
-    """Gets a document over HTTPS, or posts ``body`` to it, and returns status, headers and text."""
-    connection = http.client.HTTPSConnection(request["server"], context=_context(request), timeout=20)
+    """Gets a document over HTTPS, or posts ``body`` to it, and returns status, headers and text.
+
+    Redirections are not followed. With ``tls`` false it asks in clear; ``address`` and ``source`` choose where to go and
+    where to come from. ``protocol`` is what both ends would rather speak (RFC 7301).
+    """
+    tls, source = request.get("tls", True), (request["source"], 0) if "source" in request else None
+    where = (request.get("address", request["server"]), 443 if tls else 80)
+    connection, protocol = http.client.HTTPConnection(request["server"], timeout=20), ""
+    connection.sock = socket.create_connection(where, 20, source)
     try:
+        if tls:
+            connection.sock = _context(request).wrap_socket(connection.sock, server_hostname=request["server"])
+            protocol = _protocol(request, where, source)
         method = "POST" if "body" in request else "GET"
-        connection.request(method, request["path"], request.get("body"), {"Content-Type": "text/xml"})
+        connection.request(method, request.get("path", "/"), request.get("body"), {"Content-Type": "text/xml"})
         answer = connection.getresponse()
-        text = answer.read().decode()
+        text = answer.read().decode(errors="replace")
     finally:
         connection.close()
     headers = {name.lower(): value for name, value in answer.getheaders()}
-    return {"status": answer.status, "headers": headers, "text": text}
+    return {"status": answer.status, "headers": headers, "text": text, "protocol": protocol}
+
+
+def _protocol(request: dict[str, Any], where: tuple[str, int], source: tuple[str, int] | None) -> str:
+    context = _context(request)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection(where, 20, source) as plain,
+        context.wrap_socket(plain, server_hostname=request["server"]) as secure,
+    ):
+        return secure.selected_alpn_protocol() or ""
 
 
 def main() -> int:

@@ -27,12 +27,21 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class WebmailHost:
+    """A host that has the web mail: the cookie of those who are logged in there, and whom to ask for them in turn."""
+
+    name: str
+    cookie: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Webmail:
-    """What NGINX has to know of the web mail: the hosts that have it, in their order, and whether this is one."""
+    """What NGINX has to know of the web mail: the hosts that have it, the primary first, and whether this is one."""
 
     names: tuple[str, ...]
     internal: str
-    hosts: tuple[str, ...]
+    hosts: tuple[WebmailHost, ...]
     here: tuple[str, ...]
     frontends: tuple[IPAddress, ...]
     port: int = webmail.WEB
@@ -74,10 +83,15 @@ def configure(stack: Stack, host: Host) -> Service:
 def _webmail(stack: Stack, host: Host) -> Webmail:
     internal = stack.internal_name(Role.WEBMAIL)
     public = stack.public_name("webmail")
+    hosts = stack.hosts_with(Role.WEBMAIL)
+
+    def order(first: Host) -> tuple[str, ...]:
+        return tuple(_literal(h.addresses.local[0]) for h in (first, *(h for h in hosts if h.name != first.name)))
+
     return Webmail(
         names=(public, internal, public.partition(".")[0]),
         internal=internal,
-        hosts=tuple(_literal(other.addresses.local[0]) for other in stack.hosts_with(Role.WEBMAIL)),
+        hosts=tuple(WebmailHost(h.name, webmail.cookie(h), order(h)) for h in hosts),
         here=tuple(map(_literal, host.addresses.local)) if host.has(Role.WEBMAIL) else (),
         frontends=stack.local_addresses(Role.FRONTEND),
     )

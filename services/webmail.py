@@ -65,6 +65,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 socket=SOCKET,
                 settings=SETTINGS,
                 ports={"imaps": IMAPS, "submission": SUBMISSION, "sieve": SIEVE},
+                cookie=cookie(host),
                 names=(stack.public_name("webmail"), internal),
             ),
             File(f"{SETTINGS}/addresses.json", written, mode="0640", group="webmail"),
@@ -88,6 +89,11 @@ def configure(stack: Stack, host: Host) -> Service:
         health=({**probe, "path": "/", "server_name": internal},),
         listens=(Listen(WEB, frm=stack.local_addresses(Role.FRONTEND)),),
     )
+
+
+def cookie(host: Host) -> str:
+    """The cookie of a session at a host: NGINX sees by its name where a user is logged in."""
+    return f"webmail_{host.name.replace('-', '_')}"
 
 
 def addresses(stack: Stack) -> dict[str, list[str]]:

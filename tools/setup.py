@@ -81,6 +81,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+BROWSER = ("chromium-driver", "libnss3-tools")
+"""What the tests of the web mail need beside: a real browser, and how it is told whom to believe."""
+
 
 class SetupFailed(Exception):
     """The machine cannot be set up: the message says why, and what to do."""
@@ -253,9 +256,9 @@ def _installed(packages: Sequence[str]) -> set[str]:
     return {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
 
 
-def debian_packages(machines: str) -> None:
+def debian_packages(machines: str, *, browser: bool = False) -> None:
     """Installs the Debian packages that are missing, and starts and enables nothing."""
-    packages = [*wanted(PACKAGES, machines)]
+    packages = [*wanted(PACKAGES, machines), *(BROWSER if browser else ())]
     try:
         import ensurepip  # noqa: F401
     except ImportError:
@@ -496,18 +499,18 @@ def _images_beside(venv: Path, machines: str) -> Iterator[None]:
                     making.wait()
 
 
-def set_up(machines: str, *, libvirt: bool = False) -> dict[str, str]:
+def set_up(machines: str, *, libvirt: bool = False, browser: bool = False) -> dict[str, str]:
     """Does every phase that is still to be done. Returns the variables of the environment to work in.
 
     ``libvirt`` asks for the plugin that makes machines on hypervisors; building it takes over a minute, and a stack
-    of existing machines does without.
+    of existing machines does without. ``browser`` asks for what the tests of the web mail use.
 
     Raises `SetupFailed` with all that is wrong with the machine, before anything was installed.
     """
     if wrong := problems(Machine.here(), machines):
         raise SetupFailed("this machine will not do:\n" + "\n".join(f"  {line}" for line in wrong))
     with one_at_a_time():
-        debian_packages(machines)
+        debian_packages(machines, browser=browser)
         venv = python_environment()
         with _images_beside(venv, machines):
             programs, home = pulumi(("command", "libvirt") if libvirt else ("command",))
@@ -524,9 +527,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("action", nargs="?", choices=("run",))
     parser.add_argument("--machines", choices=("containers", "vms"), default="")
     parser.add_argument("--libvirt", action="store_true", help="the plugin that makes machines on hypervisors")
+    parser.add_argument("--browser", action="store_true", help="the browser of the tests")
     options = parser.parse_args(own)
+    libvirt = options.libvirt or options.machines == "vms"
     try:
-        variables = set_up(options.machines, libvirt=options.libvirt or options.machines == "vms")
+        variables = set_up(options.machines, libvirt=libvirt, browser=options.browser)
     except SetupFailed as error:
         say(str(error))
         return 1

@@ -32,10 +32,26 @@ def problems_of(config: dict[str, Any]) -> list[str]:
 
 def test_every_front_end_prefers_the_primary_and_knows_the_standby(bundles: dict[str, dict[str, Any]]) -> None:
     for site in ("oak", "elm", "ash"):
-        assert re.findall(r"server (\S+):8443 .*?(backup)?;", nginx(bundles, site)) == [
-            ("198.18.1.14", ""),
-            ("198.18.2.14", "backup"),
-        ]
+        ways = re.findall(r"upstream webmail-frontend-(\w+) {.*?}", nginx(bundles, site), re.DOTALL)
+        assert ways == ["oak", "elm"]
+        assert "default webmail-frontend-oak;" in nginx(bundles, site)
+    assert re.findall(r"server (\S+):8443 .*?(backup)?;", nginx(bundles, "ash")) == [
+        ("198.18.1.14", ""),
+        ("198.18.2.14", "backup"),
+        ("198.18.2.14", ""),
+        ("198.18.1.14", "backup"),
+    ]
+
+
+def test_whoever_is_logged_in_at_the_standby_stays_there(bundles: dict[str, dict[str, Any]]) -> None:
+    found = re.search(r'map "(.*)" \$webmail {.*?"~(.*?)" (\S+);', nginx(bundles, "ash"), re.DOTALL)
+    assert found
+    cookies, pattern, upstream = found.groups()
+    assert (cookies, upstream) == ("$cookie_webmail_frontend_oak/$cookie_webmail_frontend_elm/", "webmail-frontend-elm")
+    seen = [bool(re.search(pattern, value)) for value in ("//", "abc//", "/abc/", "abc/def/")]
+    assert seen == [False, False, True, False]
+    settings = bundles["frontend-elm"]["files"]["/etc/roundcube/config.inc.php"]["content"]
+    assert "['session_name'] = 'webmail_frontend_elm'" in settings
 
 
 def test_only_hosts_with_the_role_have_roundcube(bundles: dict[str, dict[str, Any]]) -> None:

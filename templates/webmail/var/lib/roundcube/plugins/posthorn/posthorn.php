@@ -51,6 +51,12 @@ class posthorn extends rcube_plugin
 
     public function login_after($args)
     {
+        // Whoever logs in here is logged in nowhere else: NGINX is not to send them back to an old session.
+        foreach (array_keys($_COOKIE) as $name) {
+            if (str_starts_with($name, 'webmail_') && !str_starts_with($name, $this->rc->config->get('session_name'))) {
+                rcube_utils::setcookie($name, '-del-', time() - 60);
+            }
+        }
         $this->bring(true);
         $this->identities();
         return $args;
