@@ -253,8 +253,12 @@ def test_two_states_in_a_mailbox_become_one_and_a_forged_one_is_none(lab: Lab, w
 def test_a_session_survives_a_restart_and_contacts_survive_the_database(lab: Lab, window: Browser) -> None:
     for host in (PRIMARY, STANDBY):
         lab.run(host, "systemctl", "restart", "webmail", "nginx")
-    window.open(f"https://{NAME}/?_task=mail")
-    inbox(window)
+
+    def still_in() -> bool:
+        window.open(f"https://{NAME}/?_task=mail")
+        return window.shows("#mailboxlist")
+
+    eventually(still_in)
     listed = contacts(window)
     for host in (PRIMARY, STANDBY):
         script = "systemctl stop webmail; rm /var/lib/webmail/webmail.db*; systemctl start webmail"
