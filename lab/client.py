@@ -213,8 +213,8 @@ def sieve(request: dict[str, Any]) -> dict[str, Any]:
 def web(request: dict[str, Any]) -> dict[str, Any]:
     """Gets a document over HTTPS, or posts ``body`` to it, and returns status, headers and text.
 
-    Redirections are not followed. With ``tls`` false it asks in clear; ``address`` and ``source`` choose where to go and
-    where to come from. ``protocol`` is what both ends would rather speak (RFC 7301).
+    Redirections are not followed. With ``tls`` false it asks in clear; ``address`` and ``source`` choose where to go
+    and where to come from. ``protocol`` is what both ends would rather speak (RFC 7301).
     """
     tls, source = request.get("tls", True), (request["source"], 0) if "source" in request else None
     where = (request.get("address", request["server"]), 443 if tls else 80)
