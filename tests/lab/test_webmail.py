@@ -32,6 +32,20 @@ def inbox(window: Browser) -> None:
     window.wait(lambda: window.shows("#mailboxlist"))
 
 
+def create(window: Browser, path: str, frame: str, field: str) -> None:
+    """Goes to a page, has it show the form for something new, and goes into the frame of that form."""
+    window.open(f"https://{NAME}/?{path}")
+
+    def shown() -> bool:
+        # A button that is clicked before its page is ready does nothing.
+        window.frame(None)
+        window.click("a.create")
+        window.frame(frame)
+        return bool(window.wait(lambda: window.shows(field), 3))
+
+    window.wait(shown)
+
+
 @pytest.fixture(scope="module")
 def since() -> str:
     """When these tests began, as journalctl wants it."""
@@ -157,9 +171,7 @@ def test_a_misspelt_word_is_found(window: Browser) -> None:
 
 def test_a_filter_made_in_the_browser_files_the_next_mail(lab: Lab, window: Browser) -> None:
     token = secrets.token_hex(4)
-    window.open(f"https://{NAME}/?_task=settings&_action=plugin.managesieve")
-    window.click("a.create")
-    window.frame("#filter-box")
+    create(window, "_task=settings&_action=plugin.managesieve", "#filter-box", "input[name=_name]")
     window.type("input[name=_name]", f"Orchard {token}")
     window.type("input[name^=_rule_target]", token)
     window.run("document.querySelector('select[name^=_action_mailbox]').value = 'Trash'")
@@ -180,9 +192,7 @@ def test_a_filter_made_in_the_browser_files_the_next_mail(lab: Lab, window: Brow
 
 
 def add_contact(window: Browser, name: str) -> None:
-    window.open(f"https://{NAME}/?_task=addressbook")
-    window.click("a.create")
-    window.frame("#contact-frame")
+    create(window, "_task=addressbook", "#contact-frame", "#ff_firstname")
     window.type("#ff_firstname", name)
     window.type("#ff_email0", f"{name.lower()}@far.example")
     window.click("button.submit")
