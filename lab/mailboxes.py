@@ -122,25 +122,35 @@ def _look(client: imaplib.IMAP4_SSL) -> dict[str, Any]:
     return seen
 
 
-def arrivals(request: dict[str, Any]) -> list[float]:
-    """Waits until a folder has ``count`` mails more than ``base``, and returns when each was first seen.
+def arrivals(request: dict[str, Any]) -> dict[str, list[float]]:
+    """Waits until the INBOX of each user has ``count`` mails more than its base, and returns when each was first seen.
 
     Raises `TimeoutError` when they are not there within ``seconds``.
     """
-    client = session(request["user"])
-    times: list[float] = []
-    if client.state == "SELECTED":
-        client.unselect()  # STATUS tells of an open folder what its client was told.
+    bases: dict[str, int] = request["bases"]
+    times: dict[str, list[float]] = {user: [] for user in bases}
     deadline = time.monotonic() + request["seconds"]
-    while len(times) < request["count"]:
-        answer = client.status(request.get("folder", "INBOX"), "(MESSAGES)")[1][0]
-        number = re.search(rb"MESSAGES (\d+)", answer or b"")
-        there = (int(number.group(1)) if number else 0) - request["base"]
-        times += [time.time()] * (there - len(times))
+    while waiting := [user for user in bases if len(times[user]) < request["count"]]:
+        for user in waiting:
+            times[user] += [time.time()] * (_number(user) - bases[user] - len(times[user]))
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(times)} of {request['count']} mails after {request['seconds']} s")
+            raise TimeoutError(f"mails for {', '.join(waiting)} did not come in {request['seconds']} s")
         time.sleep(POLL_SECONDS)
     return times
+
+
+def _number(user: str) -> int:
+    """How many mails a user's INBOX has."""
+    client = session(user)
+    if client.state == "SELECTED":
+        client.unselect()  # STATUS tells of an open folder what its client was told.
+    found = re.search(rb"MESSAGES (\d+)", client.status("INBOX", "(MESSAGES)")[1][0] or b"")
+    return int(found.group(1)) if found else 0
+
+
+def numbers(request: dict[str, Any]) -> dict[str, int]:
+    """User to how many mails his INBOX has."""
+    return {user: _number(user) for user in request["users"]}
 
 
 def write(request: dict[str, Any]) -> dict[str, Any]:

@@ -136,7 +136,9 @@ def soak(pair: Pair, users: Sequence[str], seconds: float) -> tuple[dict[str, An
         "came": {message_id for one in told for message_id in one["came"]} | {i for own in known.values() for i in own},
         "went": {message_id for one in told for message_id in one["went"]},
     }
-    return pair.alike(users, 60), done
+    ended = time.monotonic()
+    seen = pair.alike(users, 60)
+    return seen, done | {"seconds": time.monotonic() - ended}
 
 
 @contextmanager
