@@ -495,7 +495,8 @@ class Daemon:
         self.pass_at, self.pass_users = 0.0, 0
         self.pass_left: set[str] = set()
         self.audit: dict[str, Any] = {"at": None, "users": 0, "differences": {}} | read(state / "audit.json")
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Future[None]] = set()
+        self.broken: asyncio.Future[None] | None = None
 
     # Marking
 
@@ -539,20 +540,31 @@ class Daemon:
                 await asyncio.wait_for(self.stir.wait(), wait)
 
     def spawn(self, work: Awaitable[None]) -> None:
+        """Lets something run beside the rest. What it did not expect ends the daemon, to be started anew."""
         task = asyncio.ensure_future(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+
+        def ended(task: asyncio.Future[None]) -> None:
+            self.tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) and self.broken and not self.broken.done():
+                self.broken.set_exception(error)
+
+        task.add_done_callback(ended)
 
     def allowed(self) -> bool:
         """Whether both stores are the right ones, as far as is known. Says so when that changes."""
         mine = self.store.problem()
-        reason = mine or (self.unlike if self.peer.up else None)
+        # What the peer said last counts also while it is silent: nothing else is known of its store.
+        reason = mine or self.unlike
         if reason != self.refused:
             say(f"nothing is synced: {reason}" if reason else "stores are the right ones: syncing", 3 if reason else 5)
             if self.refused and not reason:
                 self.everybody, self.pass_due = True, 0.0
             self.refused = reason
-        self.filling = bool(self.store.known.get("filling"))
+        filling = bool(self.store.known.get("filling"))
+        if filling and not self.filling:
+            self.everybody, self.pass_due = True, 0.0
+        self.filling = filling
         return reason is None
 
     filling = False
@@ -646,9 +658,11 @@ class Daemon:
         """Asks the peer's daemon whether it is there, and what store it has."""
         while True:
             try:
-                self.met(await self.line.ask("/peer/hello", self.introduction()))
+                word = await self.line.ask("/peer/hello", self.introduction())
             except OSError as error:
                 self.missed(str(error))
+            else:
+                self.met(word)
             await asyncio.sleep(PROBE_SECONDS if self.peer.up else PROBE_AGAIN)
 
     def introduction(self) -> dict[str, Any]:
@@ -761,7 +775,13 @@ class Daemon:
         for attempt in range(AUDIT_TRIES):
             if attempt:
                 await self.synced(user)
-            mine, theirs = await asyncio.gather(self.contents(user), self.contents_at_peer(user))
+            try:
+                mine, theirs = await asyncio.gather(self.contents(user), self.contents_at_peer(user))
+            except OSError as error:
+                if not self.peer.up:
+                    raise
+                wrong = str(error)
+                continue
             differ = sorted(guid for guid in {*mine, *theirs} if mine.get(guid) != theirs.get(guid))
             unreadable = sorted({guid for side in (mine, theirs) for guid in side if side[guid].startswith("unread")})
             wrong = None
@@ -934,8 +954,9 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """All that there is to know, as docs/replication.md describes it."""
         self.allowed()
-        pending, stuck = self.queue.pending(), self.queue.stuck(time.time())
         now = time.time()
+        # While the peer is away everybody waits for it, and nobody is to blame.
+        pending, stuck = self.queue.pending(), self.queue.stuck(now) if self.peer.up else {}
         ok = (
             not (self.refused or self.filling or stuck or self.audit["differences"])
             and self.peer.up
@@ -1019,12 +1040,13 @@ class Daemon:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        loops = [
+        loops: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(part())
             for part in (self.keep_in_touch, self.work, self.passes, self.hand_over, self.audits)
         ]
-        stopped = asyncio.ensure_future(stop.wait())
-        ended, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+        self.broken = asyncio.get_running_loop().create_future()
+        loops += [asyncio.ensure_future(stop.wait()), self.broken]
+        ended, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         server.close()
         for process in self.processes.values():
             with contextlib.suppress(ProcessLookupError):
