@@ -22,6 +22,7 @@ IMAPS, SUBMISSION, SIEVE = 20993, 20587, 24190
 HOME = "/var/lib/webmail"
 SOCKET = "/run/webmail/php.sock"
 SETTINGS = "/etc/posthorn/webmail"
+FORGET = "/usr/local/lib/posthorn/webmail-forget"
 PLUGIN = "/var/lib/roundcube/plugins/posthorn/"
 PHP = {12: "8.2", 13: "8.4"}
 """The PHP of a Debian release."""
@@ -58,6 +59,8 @@ def configure(stack: Stack, host: Host) -> Service:
         files=(
             *render_tree(
                 "webmail",
+                modes={FORGET: "0755"},
+                forget=FORGET,
                 stack=stack,
                 php=php,
                 identity=identity,
@@ -75,7 +78,7 @@ def configure(stack: Stack, host: Host) -> Service:
             Unit(
                 "webmail.service",
                 restart_on=("/etc/systemd/system/webmail.service",),
-                reload_on=("/etc/roundcube/", SETTINGS, PLUGIN, "/etc/posthorn/authority.pem"),
+                reload_on=("/etc/roundcube/", SETTINGS, PLUGIN, FORGET, "/etc/posthorn/authority.pem"),
             ),
             Unit("roundcube-gc.timer"),
         ),

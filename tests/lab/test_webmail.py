@@ -278,6 +278,19 @@ def test_a_session_survives_a_restart_and_contacts_survive_the_database(lab: Lab
     assert contacts(window) == listed
 
 
+def test_an_account_that_is_gone_is_forgotten(lab: Lab) -> None:
+    def ask(question: str) -> str:
+        done = lab.run(PRIMARY, "runuser", "-u", "webmail", "--", "sqlite3", "/var/lib/webmail/webmail.db", question)
+        return str(done.stdout + done.stderr).strip()
+
+    ask("INSERT INTO users (username, mail_host) VALUES ('carl', '127.0.0.1')")
+    kept = ask("SELECT count(*) FROM contacts")
+    assert ask("SELECT username FROM users WHERE username = 'carl'") == "carl"
+    assert lab.run(PRIMARY, "systemctl", "reload", "webmail").returncode == 0
+    assert ask("SELECT username FROM users WHERE username = 'carl'") == ""
+    assert ask("SELECT count(*) FROM contacts") == kept
+
+
 def test_users_of_the_web_mail_are_not_throttled_as_one(lab: Lab) -> None:
     script = """import smtplib
 for last in range(13):

@@ -52,8 +52,9 @@ class posthorn extends rcube_plugin
     public function login_after($args)
     {
         // Whoever logs in here is logged in nowhere else: NGINX is not to send them back to an old session.
-        foreach (array_keys($_COOKIE) as $name) {
-            if (str_starts_with($name, 'webmail_') && !str_starts_with($name, $this->rc->config->get('session_name'))) {
+        $own = [$this->rc->config->get('session_name'), $this->rc->config->get('session_auth_name')];
+        foreach (array_diff(array_keys($_COOKIE), $own) as $name) {
+            if (str_starts_with($name, 'webmail_')) {
                 rcube_utils::setcookie($name, '-del-', time() - 60);
             }
         }
