@@ -18,12 +18,15 @@ PASS_SECONDS = 3600.0
 """All users are looked at every ten to fifteen minutes, whatever was noticed in between."""
 
 
-def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]]) -> Findings:
-    """The state of the mailbox hosts, by the word of each, with every user that is not alike at both."""
+def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]], *, alone: bool = False) -> Findings:
+    """The state of the mailbox hosts, by the word of each, with every user that is not alike at both.
+
+    ``alone`` when one of them was left out with its site: then changes have to wait.
+    """
     for host, state in states.items():
         place = Place(AREA, host)
         if state["format"] == FORMAT:
-            yield from _one(place, state)
+            yield from _one(place, state, alone=alone)
         else:
             yield place.unknown(f"its state is of form {state['format']}, not {FORMAT}", "push it: make up")
     known = [state for state in states.values() if state["format"] == FORMAT]
@@ -37,14 +40,18 @@ def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]]) -> Findings:
         yield place.good(f"all {users} are alike at both hosts")
 
 
-def _one(place: Place, state: Mapping[str, Any]) -> Findings:
+def _one(place: Place, state: Mapping[str, Any], *, alone: bool) -> Findings:
     host, peer, pending = place.where, state["peer"], state["pending"]
     status = f"posthorn-sync status on {host}"
     if state["refused"]:
         yield place.wrong(f"nothing is synced: {state['refused']}", f"{status}; docs/replication.md says the way out")
-    if not peer["up"]:
+    if not peer["up"] and alone:
+        yield place.note(f"{peer['name']} is away with its site: changes wait for it")
+    elif not peer["up"]:
         since = f" for {age(state['time'] - peer['since'])}" if peer.get("since") else ""
         yield place.wrong(f"{peer['name']} does not answer it{since}: changes wait for it", f"see {peer['name']}")
+    if alone:
+        return
     for user in state["stuck"]:
         why = state["waiting"].get(user, {})
         said = f": {why['said']}" if why.get("said") else ""

@@ -17,7 +17,7 @@ from check.wire import Talk, Target
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Host, Stack
-from services import discovery, identity, learning, maildrop, mta_sts, replication, rspamd, smtp_out
+from services import discovery, identity, learning, maildrop, mta_sts, replication, rspamd, smtp_out, webmail
 from services.roles import services_of
 from services.service import Listen, Source
 from services.zones import rrsets
@@ -167,13 +167,15 @@ def _hop(stack: Stack, host: Host, port: int) -> Target | None:
         maildrop.SIEVE_PROXY: ("sieve", "starttls", {"proxy": True}),
         learning.PORT: ("http", "implicit", {**own, "path": "/ping"}),
         replication.SYNC_PORT: ("http", "implicit", {**own, "path": "/metrics"}),
+        webmail.WEB: ("http", "implicit", {}),
         rspamd.SCANNER: ("tcp", "none", {}),
         53: ("tcp", "none", {}),
     }
     if port not in kinds or (port == maildrop.SIEVE and not host.has(Role.MAILDROP)):
         return None
     protocol, tls, more = kinds[port]
-    return _target(host.addresses.local[0], port, protocol, tls, host.fqdn, **more)
+    name = stack.internal_name(Role.WEBMAIL) if port == webmail.WEB else host.fqdn
+    return _target(host.addresses.local[0], port, protocol, tls, name, **more)
 
 
 def _own(stack: Stack, host: Host) -> Iterator[Endpoint]:

@@ -186,6 +186,8 @@ def up(
             _ops(state, "up", name, "--yes")
         with phases.phase("proof"):
             prove(state, console)
+        with phases.phase("check"):
+            _ops(state, "check", name)
     console.print(phases.summary())
     status(console)
 
