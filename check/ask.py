@@ -112,8 +112,7 @@ class Asker:
         return _read(reply, kind)
 
     async def _exchange(self, server: Server, query: dns.message.Message) -> dns.message.Message:
-        _, socket = await self._socket(server)
-        transport = (await self._socket(server))[0]
+        transport, socket = await self._socket(server)
         wire = bytearray(query.to_wire())
         for seconds in TRIES:
             number = random.randrange(65536)

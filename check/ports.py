@@ -33,6 +33,25 @@ LOOPBACK = "127.0.0.1"
 NEVER_OPEN = (53, 110, 111, 143, 6379, 11332, 11334)
 """Ports that are open to the internet on badly kept mail hosts: DNS, POP3, portmapper, IMAP, Redis, rspamd."""
 
+OWN = {"identity": (identity.CERTIFICATE, identity.KEY)}
+HOPS: Mapping[int, tuple[str, str, Mapping[str, object]]] = {
+    25: ("smtp", "starttls", {}),
+    53: ("tcp", "none", {}),
+    465: ("smtp", "implicit", {}),
+    learning.PORT: ("http", "implicit", {**OWN, "path": "/ping"}),
+    maildrop.IMAPS: ("imap", "implicit", {}),
+    maildrop.IMAPS_PROXY: ("imap", "implicit", {"proxy": True}),
+    maildrop.SIEVE: ("sieve", "starttls", {}),
+    maildrop.SIEVE_PROXY: ("sieve", "starttls", {"proxy": True}),
+    replication.SYNC_PORT: ("http", "implicit", {**OWN, "path": "/metrics"}),
+    rspamd.SCANNER: ("tcp", "none", {}),
+    smtp_out.SUBMISSION: ("smtp", "starttls", {}),
+    smtp_out.SUBMISSION_PROXY: ("smtp", "starttls", {"proxy": True}),
+    webmail.WEB: ("http", "implicit", {}),
+}
+"""How hosts speak to the ports that they have for one another. Dovecot's own replication port is not asked: it would
+note a broken connection."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -155,25 +174,9 @@ def _clients(stack: Stack, hosts: Sequence[Host], host: Host, listen: Listen) ->
 
 def _hop(stack: Stack, host: Host, port: int) -> Target | None:
     """How the hosts of a stack speak to a port of one of theirs: by the address that they have of it."""
-    own = {"identity": (identity.CERTIFICATE, identity.KEY)}
-    kinds: dict[int, tuple[str, str, dict[str, object]]] = {
-        25: ("smtp", "starttls", {}),
-        465: ("smtp", "implicit", {}),
-        smtp_out.SUBMISSION: ("smtp", "starttls", {}),
-        smtp_out.SUBMISSION_PROXY: ("smtp", "starttls", {"proxy": True}),
-        maildrop.IMAPS: ("imap", "implicit", {}),
-        maildrop.IMAPS_PROXY: ("imap", "implicit", {"proxy": True}),
-        maildrop.SIEVE: ("sieve", "starttls", {}),
-        maildrop.SIEVE_PROXY: ("sieve", "starttls", {"proxy": True}),
-        learning.PORT: ("http", "implicit", {**own, "path": "/ping"}),
-        replication.SYNC_PORT: ("http", "implicit", {**own, "path": "/metrics"}),
-        webmail.WEB: ("http", "implicit", {}),
-        rspamd.SCANNER: ("tcp", "none", {}),
-        53: ("tcp", "none", {}),
-    }
-    if port not in kinds or (port == maildrop.SIEVE and not host.has(Role.MAILDROP)):
+    if port not in HOPS or (port == maildrop.SIEVE and not host.has(Role.MAILDROP)):
         return None
-    protocol, tls, more = kinds[port]
+    protocol, tls, more = HOPS[port]
     name = stack.internal_name(Role.WEBMAIL) if port == webmail.WEB else host.fqdn
     return _target(host.addresses.local[0], port, protocol, tls, name, **more)
 
