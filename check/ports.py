@@ -271,8 +271,10 @@ REACH = "run this from a machine that reaches the internet on these ports"
 def _no_answer(endpoint: Endpoint, talk: Talk, answered: Sequence[Endpoint]) -> Findings:
     place, port, said = endpoint.place, endpoint.target["port"], talk["error"]
     look = f"see whether its daemon runs, and its firewall, on {endpoint.host.name}"
-    if not talk.get("silent"):
-        yield place.wrong(f"{said}", look)
+    if "421" in said and "too many" in said:
+        yield place.unknown(f"{said}: it counts the connections of each client", "ask again in a minute")
+    elif not talk.get("silent"):
+        yield place.wrong(said, look)
     elif any(e.target["port"] == port and e.family == endpoint.family for e in answered) or endpoint.seen_from:
         yield place.wrong(f"{said}, while others do", f"{look}; lost site: WITHOUT={endpoint.host.site}")
     elif any(e.host == endpoint.host and e.family == endpoint.family for e in answered):

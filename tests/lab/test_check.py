@@ -79,11 +79,11 @@ def address_listed(lab: Lab) -> Iterator[None]:
 
 @contextmanager
 def daemon_stopped(lab: Lab) -> Iterator[None]:
-    lab.run("smtp-out-oak", "systemctl", "stop", "opendkim")
+    lab.run("smtp-out-ash", "systemctl", "stop", "opendkim")
     try:
         yield
     finally:
-        lab.run("smtp-out-oak", "systemctl", "start", "opendkim")
+        lab.run("smtp-out-ash", "systemctl", "start", "opendkim")
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def test_an_address_on_a_blocklist_is_named(broken: dict[str, Any]) -> None:
 
 
 def test_a_daemon_that_does_not_run_is_named_with_its_host(broken: dict[str, Any]) -> None:
-    assert says(broken, "wrong hosts: smtp-out-oak: opendkim.service does not run")
+    assert says(broken, "wrong hosts: smtp-out-ash: opendkim.service does not run")
 
 
 def test_a_file_that_was_changed_by_hand_is_shown_by_line(broken: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_an_mx_that_swallows_packets_is_wrong_and_the_others_are_not(broken: dic
 
 
 def test_nothing_else_is_called_wrong(broken: dict[str, Any]) -> None:
-    known = ("dale.example", "dnsbl.example", "smtp-out-oak", "maildrop-elm", "smtp-in-elm", "-ash")
+    known = ("dale.example", "dnsbl.example", "smtp-out-ash", "maildrop-elm", "smtp-in-elm", "-ash")
     assert [line for line in bad(broken) if not any(word in line for word in known)] == []
 
 
@@ -187,6 +187,7 @@ def test_a_service_that_is_well_is_told_so_in_a_few_lines(lab: Lab, broken: dict
     # Both sides of what was cut find one another again.
     deadline = time.monotonic() + 60
     while (done := check(lab)).returncode:
+        print(done.stdout)
         assert time.monotonic() < deadline, done.stdout
     lines = done.stdout.rstrip().splitlines()
     assert " good (" in lines[-1] and "wrong" not in lines[-1]

@@ -169,6 +169,13 @@ def test_an_mx_that_is_silent_while_others_answer_is_wrong(keyed_stack: Stack, t
     assert "WITHOUT=elm" in found[0].advice
 
 
+def test_being_turned_away_for_asking_too_often_is_nobody_s_fault(keyed_stack: Stack, talks: Talks) -> None:
+    said = "greets with 421 4.7.0 smtp-out.hill.example Error: too many connections from 203.0.113.10"
+    of(talks, "frontend-oak", 587).update(connected=False, error=said)
+    found = judged(keyed_stack, talks)
+    assert found.severity is Severity.UNKNOWN and found.advice == "ask again in a minute"
+
+
 def test_a_port_that_is_silent_everywhere_may_be_shut_where_we_are(keyed_stack: Stack, talks: Talks) -> None:
     gone = [(e, silent() if e.target["port"] == 25 else talk) for e, talk in talks]
     found = judged(keyed_stack, gone)
