@@ -69,6 +69,14 @@ def mail_flowing(lab: Lab, sent: list[str]) -> Iterator[None]:
         writer.join()
 
 
+def delivered(lab: Lab, host: str) -> str:
+    """Delivers a mail right at a mailbox host, and returns its Message-ID."""
+    text = mail(to="ann@maildrop.net.hill.example").removesuffix(".\r\n")
+    done = lab.run(host, "sendmail", "-f", "bob@far.example", "ann@maildrop.net.hill.example", text=text)
+    assert done.returncode == 0, done.stderr
+    return id_of(text)
+
+
 def all_there_once(lab: Lab, sent: list[str]) -> bool:
     """Whether every mail that was sent is at both hosts, and none twice."""
     found = [ids(lab, host, "ann") for host in MAILBOXES]
@@ -89,6 +97,8 @@ def test_mailbox_hosts_are_upgraded_one_by_one_and_no_mail_is_lost_or_doubled(la
                 install(lab, host, 13)
                 # In the first round this is 2.3 with 2.4.
                 eventually(lambda: alike(lab), 60)
+            # Each of them takes mail, and the other has it.
+            sent += [delivered(lab, at) for at in MAILBOXES]
             eventually(lambda: all_there_once(lab, sent), 120)
         for host in MAILBOXES:
             assert "old ACTIVE" in lab.run(host, "doveadm", "sieve", "list", "-u", "ann").stdout
