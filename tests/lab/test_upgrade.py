@@ -98,7 +98,7 @@ def test_mailbox_hosts_are_upgraded_one_by_one_and_no_mail_is_lost_or_doubled(la
                 # In the first round this is 2.3 with 2.4.
                 eventually(lambda: alike(lab), 60)
             # Each of them takes mail, and the other has it.
-            sent += [delivered(lab, at) for at in MAILBOXES]
+            sent.extend(delivered(lab, at) for at in MAILBOXES)
             eventually(lambda: all_there_once(lab, sent), 120)
         for host in MAILBOXES:
             assert "old ACTIVE" in lab.run(host, "doveadm", "sieve", "list", "-u", "ann").stdout
