@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Task = dict[str, Any]
-COMMAND_SECONDS = 60
+COMMAND_SECONDS = 120
 JOURNAL_LINES = "3000"
 
 
@@ -164,13 +164,17 @@ def agent(task: Task) -> dict[str, Any]:
 def health(task: Task) -> Any:
     """What the services say to the transactions by which the agent knows that they are well."""
     probes = agent(task)["PROBES"]
+
+    def ask(probe: dict[str, Any]) -> str | None:
+        try:
+            return probes[probe["kind"]](probe)  # type: ignore[no-any-return]
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
+            return str(error) or type(error).__name__
+
     wrong = []
     for probe in task["bundle"]["health"]:
-        try:
-            said = probes[probe["kind"]](probe)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
-            said = str(error) or type(error).__name__
-        if said:
+        # Once more, before it is called ill: a daemon may have just been reloaded.
+        if ask(probe) and (said := ask(probe)):
             wrong.append({"service": probe["service"], "port": probe.get("port"), "said": said})
     return {"asked": len(task["bundle"]["health"]), "wrong": wrong}
 

@@ -24,6 +24,7 @@ from services.zones import rrsets
 
 Tlsa = Mapping[str, Sequence[str]]
 """The name of a port (RFC 6698 section 3) to its TLSA records."""
+Listens = Mapping[str, Sequence[Listen]]
 AREA, BETWEEN = "ports", "between hosts"
 FOREIGN = "nobody@example.com"
 """Somebody who is not ours, in a domain that is nobody's (RFC 2606 section 3). No mail is ever sent there."""
@@ -141,7 +142,15 @@ def _addresses(host: Host) -> Iterator[tuple[bool, IPAddress]]:
     return ((index == 0, address) for index, address in enumerate(host.addresses.public))
 
 
-def internal(stack: Stack, without: Sequence[str] = ()) -> dict[str, list[Endpoint]]:
+def listens_of(stack: Stack) -> Listens:
+    """The ports that the services of each host open, and to whom."""
+    return {
+        host.name: tuple(listen for service in services_of(stack, host) for listen in service.listens)
+        for host in stack.all_hosts.values()
+    }
+
+
+def internal(stack: Stack, opened: Listens, without: Sequence[str] = ()) -> dict[str, list[Endpoint]]:
     """The ports that hosts have for one another: host that asks to what it asks.
 
     Who may connect is what the services say of their ports; where that is everybody at the sites, one host a site asks.
@@ -151,7 +160,7 @@ def internal(stack: Stack, without: Sequence[str] = ()) -> dict[str, list[Endpoi
     for host in hosts:
         for endpoint in _own(stack, host):
             asked[host.name].append(endpoint)
-        for listen in (listen for service in services_of(stack, host) for listen in service.listens):
+        for listen in opened[host.name]:
             target = _hop(stack, host, listen.port)
             if listen.frm is Source.INTERNET or listen.protocol != "tcp" or target is None:
                 continue
@@ -197,19 +206,14 @@ def _own(stack: Stack, host: Host) -> Iterator[Endpoint]:
         yield Endpoint(host, "sieve", target, BETWEEN, host.name, whose)
 
 
-def shut(stack: Stack, without: Sequence[str] = ()) -> Iterator[Endpoint]:
+def shut(stack: Stack, opened: Listens, without: Sequence[str] = ()) -> Iterator[Endpoint]:
     """Ports that the internet must not reach on public addresses: all of the stack's, and some that are often open."""
-    every = {
-        listen.port for h in stack.all_hosts.values() for service in services_of(stack, h) for listen in service.listens
-    }
-    for host in stack.all_hosts.values():
-        if host.site in without:
-            continue
-        listens = [listen for service in services_of(stack, host) for listen in service.listens]
+    every = {listen.port for listens in opened.values() for listen in listens} | set(NEVER_OPEN)
+    for host in (host for host in stack.all_hosts.values() if host.site not in without):
         # Those that are open to some networks may be open to this machine.
-        open_here = {listen.port for listen in listens if not _only_hosts(listen)}
+        open_here = {listen.port for listen in opened[host.name] if not _only_hosts(listen)}
         for address in host.addresses.public:
-            for port in sorted((every | set(NEVER_OPEN)) - open_here - {22}):
+            for port in sorted(every - open_here - {22}):
                 yield Endpoint(host, "shut", _target(address, port, "tcp", "none", host.fqdn))
 
 

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ class Check:
     without: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
 
+    @cached_property
+    def opened(self) -> ports.Listens:
+        return ports.listens_of(self.stack)
+
     async def run(self) -> list[Finding]:
         """All findings, in no order. Never raises for what others do."""
         asker = Asker()
@@ -128,7 +133,7 @@ class Check:
 
     async def _ports(self) -> list[Finding]:
         stack = self.stack
-        offered, shut = list(ports.public(stack, self.without)), list(ports.shut(stack, self.without))
+        offered, shut = list(ports.public(stack, self.without)), list(ports.shut(stack, self.opened, self.without))
         findings: list[Finding] = []
         for version in (4, 6):
             addresses = [e.target["address"] for e in offered if e.family == version]
@@ -161,7 +166,7 @@ class Check:
     # Hosts
 
     async def _hosts(self) -> list[Finding]:
-        stack, between = self.stack, ports.internal(self.stack, self.without)
+        stack, between = self.stack, ports.internal(self.stack, self.opened, self.without)
         seen = dict(
             zip(
                 (host.name for host in self._hosts_here),

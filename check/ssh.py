@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ import asyncssh
 from model.stack import Host, Stack
 
 CONNECT_SECONDS = 5.0
-LOOK_SECONDS = 120.0
+LOOK_SECONDS = 300.0
+"""Who answers at all has time: in an emulated machine everything takes twenty times as long."""
 
 # Short and constant, as the agent's own: the program and its task come on standard input.
 RUN = """exec python3 -c 'import json,sys
@@ -35,17 +37,32 @@ class Seen:
     """Of the error: silent, refused, key, login or other."""
 
 
+async def _connected(address: str) -> socket.socket:
+    """A connection to the SSH port. Raises `TimeoutError` or `OSError`."""
+    connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        connecting = asyncio.get_running_loop().sock_connect(connection, (address, 22))
+        await asyncio.wait_for(connecting, CONNECT_SECONDS)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 async def look(stack: Stack, host: Host, task: dict[str, Any], now: Callable[[], float]) -> Seen:
     """Runs the look on a host. Never raises for what the host or the network does. ``now`` tells the time."""
     key = asyncssh.import_public_key(host.host_key(stack.keys))
+    algorithm = key.get_algorithm()
     try:
         opened = asyncssh.connect(
-            str(host.management_address),
+            sock=await _connected(str(host.management_address)),
             username="root",
             known_hosts=([key], [], []),
-            server_host_key_algs=[key.get_algorithm()] if not key.get_algorithm().startswith("ssh-rsa") else (),
+            # A server with several keys is to show the one that is pinned.
+            server_host_key_algs=() if algorithm == "ssh-rsa" else [algorithm],
             config=None,
-            connect_timeout=CONNECT_SECONDS,
+            connect_timeout=LOOK_SECONDS,
             login_timeout=LOOK_SECONDS,
         )
         async with await opened as connection:

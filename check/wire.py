@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CONNECT_SECONDS = 5.0
-TALK_SECONDS = 60.0
+TALK_SECONDS = 120.0
 GREETING = "check.invalid"
 """What the check calls itself: a name that nobody has (RFC 6761 section 6.4)."""
 BODY = 65536

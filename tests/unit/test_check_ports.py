@@ -94,7 +94,7 @@ def test_every_public_port_at_every_address_is_asked(keyed_stack: Stack) -> None
 
 
 def test_hosts_are_asked_by_those_who_may_and_by_nobody_else(keyed_stack: Stack) -> None:
-    asked = ports.internal(keyed_stack)
+    asked = ports.internal(keyed_stack, ports.listens_of(keyed_stack))
     to_mailboxes = {name for name, own in asked.items() for e in own if e.target["port"] == 25 and e.host.name != name}
     assert to_mailboxes == {"smtp-in-oak", "smtp-in-elm", "smtp-in-ash"}
     proxied = {name for name, own in asked.items() for e in own if e.target.get("proxy")}
@@ -189,7 +189,7 @@ def test_where_nothing_is_reached_nothing_is_called_wrong(keyed_stack: Stack, ta
 
 
 def test_an_open_port_that_is_not_for_the_internet_is_wrong(keyed_stack: Stack) -> None:
-    shut = list(ports.shut(keyed_stack))
+    shut = list(ports.shut(keyed_stack, ports.listens_of(keyed_stack)))
     tried = {e.target["port"] for e in shut if e.host.name == "smtp-in-oak"}
     assert {143, 6379, 10587, 11333, 587} <= tried and not tried & {22, 25, 465}
     assert worst(ports.judge_shut(shut[0], {"connected": True})).severity is Severity.WRONG
