@@ -22,7 +22,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig reference render preview up check refresh unlock down
+.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ tsig: ## Store the secret of the TSIG key KEY of STACK (asked for, or from stand
 
 reference: ## Write docs/reference.md, every key of a stack file, from the model
 	@$(TOOLS) -- python -m ops.reference
+
+update-keys: ## Print what the name server of STACK has to be told about its hosts, with secrets (SERVER=knot or bind)
+	@$(OPS) update-keys $(STACK) --server $(or $(SERVER),knot)
 
 render: ## Write all files of all hosts and zones of STACK below OUT: no Pulumi, network or passphrase
 	@$(TOOLS) -- python -m ops render $(STACK) --out $(OUT)

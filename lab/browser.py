@@ -178,7 +178,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser(state: State, *, where: str = "client") -> Iterator[Browser]:
-    """A fresh browser in a part of the lab, which believes the stack's authority.
+    """A fresh browser in a part of the lab, which believes the authority of the lab's world.
 
     Raises `LabError` where it does not start.
     """
@@ -206,7 +206,7 @@ def _believe(state: State, home: Path) -> None:
     store = home / ".pki" / "nssdb"
     store.mkdir(parents=True)
     where = ["certutil", "-d", f"sql:{store}"]
-    for step in (["-N", "--empty-password"], ["-A", "-t", "C,,", "-n", "lab", "-i", str(state.authority_file)]):
+    for step in (["-N", "--empty-password"], ["-A", "-t", "C,,", "-n", "lab", "-i", str(state.world_file)]):
         done = subprocess.run([*where, *step], capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"certutil: {done.stderr.strip()}")

@@ -1,20 +1,24 @@
 """The servers of the lab's internet: a signed root, the zones below it, blocklists, a resolver, and Debian packages.
 
 Knot serves every zone and takes the stack's updates; Unbound resolves for the client, the foreign host and the
-operator. NGINX serves the packages. All run in one container, in the namespace of the internet's router.
+operator; NGINX serves the packages; Pebble issues certificates by ACME. All run in one container, in the namespace of the
+internet's router.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from lab import image, repository
 from lab.network import DNS, FOREIGN, LAN4, LAN6, RESOLVER
 from lab.state import LabError, State
+from ops.keys import new_authority, sign_certificate, tls_key
+from ops.stackfile import write_atomically
 
 NAME = "internet"
 READY_SECONDS = 30.0
@@ -53,7 +57,7 @@ REVERSE = f"""
 69 3600 PTR host.spam.example.
 70 3600 PTR host.error.example.
 """
-SERVERS = "".join(f"{host} 3600 A {LAN4}.{DNS}\n{host} 3600 AAAA {LAN6}{DNS}\n" for host in ("ns", "packages"))
+SERVERS = "".join(f"{host} 3600 A {LAN4}.{DNS}\n{host} 3600 AAAA {LAN6}{DNS}\n" for host in ("ns", "packages", "acme"))
 
 ZONES = (
     Zone(".", None),
@@ -76,13 +80,15 @@ ZONES = (
 )
 
 
-def _knot(state: State) -> str:
+def _knot(state: State, hosts: Sequence[str] = ()) -> str:
+    """Knot's configuration. ``hosts`` are names of rules in HOSTS, by which hosts answer challenges."""
+    rules = f"    acl: [{', '.join(('update', *hosts))}]\n"
     zones = "".join(
-        f"  - domain: {zone.name}\n    file: {zone.name.rstrip('.') or 'root'}.zone\n"
-        + ("    acl: update\n" if zone.updates else "")
+        f"  - domain: {zone.name}\n    file: {zone.name.rstrip('.') or 'root'}.zone\n{rules if zone.updates else ''}"
         for zone in ZONES
     )
-    return f"""server:
+    included = f"include: {HOSTS}\n" if hosts else ""
+    return f"""{included}server:
     listen: [{LAN4}.{DNS}@53, {LAN6}{DNS}@53]
     rundir: /run/knot
 log:
@@ -152,6 +158,63 @@ done
 """
 
 
+HOSTS = "/etc/knot/hosts.conf"
+
+
+def allow(state: State, rules: str, hosts: Sequence[str]) -> None:
+    """Tells Knot the keys and rules of the stack's hosts. Does nothing when it knows them."""
+    if state.run_in(NAME, ["cat", HOSTS], capture_output=True, text=True).stdout == rules:
+        return
+    _write(state, HOSTS, rules)
+    _write(state, "/etc/knot/knot.conf", _knot(state, hosts))
+    _in(state, "sh", "-c", f"chown knot: {HOSTS} && chmod 600 {HOSTS} && knotc conf-check && knotc reload")
+
+
+PEBBLE_UNIT = f"""[Unit]
+Description=An authority that speaks ACME
+After=unbound.service
+[Service]
+Environment=PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0
+ExecStart=/usr/bin/pebble -config /etc/pebble/config.json -dnsserver {LAN4}.{RESOLVER}:53
+[Install]
+WantedBy=multi-user.target
+"""
+PEBBLE = {
+    "listenAddress": f"{LAN4}.{DNS}:14000",
+    "managementListenAddress": "127.0.0.1:15000",
+    "certificate": "/etc/pebble/server.pem",
+    "privateKey": "/etc/pebble/server.key",
+    "httpPort": 80,
+    "tlsPort": 443,
+    "ocspResponderURL": "",
+    "externalAccountBindingRequired": False,
+}
+ROOT = """import ssl,time,urllib.request as u
+while True:
+    try:
+        print(u.urlopen("https://127.0.0.1:15000/roots/0", context=ssl._create_unverified_context()).read().decode())
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+
+
+def _authority(state: State) -> None:
+    """Starts Pebble, which makes a new root each time, and takes that for what the lab's world believes."""
+    if not state.acme_https:
+        certificate, key = new_authority("acme.example")
+        server_key = tls_key()
+        server = sign_certificate(["acme.example"], server_key, certificate, key)
+        _write(state, "/etc/pebble/config.json", json.dumps({"pebble": PEBBLE}))
+        _write(state, "/etc/pebble/server.pem", server)
+        _write(state, "/etc/pebble/server.key", server_key)
+        _write(state, "/etc/systemd/system/pebble.service", PEBBLE_UNIT)
+        state.acme_https = certificate
+        state.save()
+    _in(state, "sh", "-c", "systemctl daemon-reload; systemctl enable --quiet --now pebble")
+    write_atomically(state.world_file, _in(state, "timeout", "30", "python3", "-c", ROOT).strip() + "\n")
+
+
 def configure(state: State) -> None:
     """Makes keys and zones in the running container, and starts the name servers. Sets the lab's trust anchor."""
     if not state.trust_anchor:
@@ -183,6 +246,7 @@ def configure(state: State) -> None:
         "rm -f /etc/unbound/unbound.conf.d/root-auto-trust-anchor-file.conf; chown -R knot: /var/lib/knot;"
         " systemctl enable --quiet knot unbound nginx; systemctl start knot unbound nginx",
     )
+    _authority(state)
 
 
 def serve_packages(state: State, releases: Collection[int]) -> None:

@@ -48,7 +48,7 @@ def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     part("service")["release"] = state.release
     part("access")["operators"] = [state.operator_public_key]
     part("dns")["resolver"]["trust_anchor"] = list(state.trust_anchor)
-    part("service")["authorities"] = [state.world_authority]
+    part("service")["authorities"] = [state.world_authority, state.acme_https, state.world_file.read_text()]
     part("dns")["servers"]["lab"]["key"] = state.tsig_name
     for name, account in part("accounts").items():
         account["password"] = _kept(before, name, state.passwords[name])

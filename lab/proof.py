@@ -94,7 +94,7 @@ def prove(state: State, console: Console) -> None:
 
     Prints the way of both, hop by hop. Raises `ProofFailed` with what is missing.
     """
-    common = {"authority": str(state.authority_file), "user": "ann", "password": state.passwords["ann"]}
+    common = {"authority": str(state.world_file), "user": "ann", "password": state.passwords["ann"]}
     tag = secrets.token_hex(4)
 
     start = time.time()

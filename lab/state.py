@@ -64,6 +64,8 @@ class State:
     trust_anchor: tuple[str, ...] = ()
     world_authority: str = ""
     """The certificate (PEM) of the authority that the lab's internet believes."""
+    acme_https: str = ""
+    """The authority behind the HTTPS of the ACME server."""
     hypervisors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     # Files
@@ -86,8 +88,13 @@ class State:
 
     @property
     def authority_file(self) -> Path:
-        """The certificate of the stack's authority, for the lab's clients."""
+        """The certificates of the stack's own authority and of the one that the world believes."""
         return self.folder / "authority.pem"
+
+    @property
+    def world_file(self) -> Path:
+        """The certificate of the authority that the lab's world believes, and it alone: Pebble's root."""
+        return self.folder / "world.pem"
 
     @property
     def project(self) -> Path:

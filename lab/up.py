@@ -21,11 +21,14 @@ from lab import containers, foreign, image, internet, live, network
 from lab.proof import prove
 from lab.state import FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
+from ops.name_server import asking_hosts
 from services import data_disk
 
 LOCK = Path(f"/run/posthorn-{LAB}.lock")
 INFRASTRUCTURE = (internet.NAME, foreign.NAME)
 """Machines of the lab itself, always containers."""
+CERTIFICATES_SECONDS = 240.0
+"""On a busy machine; alone it takes some ten seconds."""
 
 
 class Phases:
@@ -146,12 +149,47 @@ def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = (),
     return state
 
 
-def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = False) -> None:
+def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = False) -> str:
     done = state.run_in(
         "operator", [sys.executable, "-m", "ops", *arguments], input=text, capture_output=quiet, text=True
     )
     if done.returncode:
         raise LabError((done.stdout + done.stderr).strip() if quiet else f"ops {arguments[0]} failed")
+    return done.stdout or ""
+
+
+def wait_for_certificates(state: State, hosts: Collection[str]) -> None:
+    """Waits until each host shows the world a certificate that it believes, of the key and names of now.
+
+    Raises `LabError` with the last words of those that do not get one.
+    """
+    deadline = time.monotonic() + CERTIFICATES_SECONDS
+    script = (
+        "issuer() { openssl x509 -in /etc/posthorn/tls/public.pem -noout -issuer; };"
+        " case $(issuer) in *Pebble*) ;; *) systemctl start posthorn-certificate ;; esac; issuer"
+    )
+    waiting = dict.fromkeys(hosts, "")
+    while waiting:
+        asked = {
+            name: subprocess.Popen(
+                state.command_in(name, ["sh", "-c", script]),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for name in waiting
+        }
+        said = {name: process.communicate()[0] for name, process in asked.items()}
+        waiting = {name: text for name, text in said.items() if "Pebble" not in text}
+        if waiting and time.monotonic() > deadline:
+            name = next(iter(waiting))
+            journal = state.run_in(
+                name,
+                ["journalctl", "-u", "posthorn-certificate", "-n", "5", "-o", "cat"],
+                capture_output=True,
+                text=True,
+            )
+            raise LabError(f"{', '.join(waiting)}: no certificate from Pebble; {name} says: {journal.stdout.strip()}")
 
 
 def up(
@@ -179,11 +217,15 @@ def up(
                 _ops(state, "tsig", name, "--key", state.tsig_name, text=state.tsig_secret + "\n", quiet=True)
                 (state.folder / "tsig-stored").touch()
             live_stack = load_stack(project / f"Pulumi.{name}.yaml", name)
-            state.authority_file.write_text(live_stack.keys.public.authority)
+            state.authority_file.write_text(live_stack.keys.public.authority + state.world_file.read_text())
+            rules = _ops(state, "update-keys", name, "--server", "knot", quiet=True)
+            internet.allow(state, rules, [host.fqdn for host in asking_hosts(live_stack)])
         with phases.phase("make up"):
             # Whoever holds the lab's lock now is not running any more: this one does.
             _ops(state, "unlock", name, quiet=True)
             _ops(state, "up", name, "--yes")
+        with phases.phase("certificates"):
+            wait_for_certificates(state, [host.name for host in asking_hosts(live_stack)])
         with phases.phase("proof"):
             prove(state, console)
         with phases.phase("check"):

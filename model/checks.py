@@ -192,6 +192,12 @@ def zones_have_servers(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"dns.silent[{index}]", f"no zone of dns.zones holds {name}")
 
 
+def the_world_can_verify_what_is_demanded(stack: Stack) -> Iterator[Problem]:
+    if stack.acme is None and stack.dns.mta_sts == "enforce":
+        message = "senders verify the MX against public authorities: name an acme.directory, or say testing"
+        yield Problem("dns.mta_sts", message)
+
+
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
     for kind, senders in (("accounts", stack.accounts), ("machine_users", stack.machine_users)):
         for name, sender in senders.items():
@@ -236,6 +242,7 @@ CHECKS: tuple[Check, ...] = (
     roles_are_placed,
     equal_domains_exist,
     zones_have_servers,
+    the_world_can_verify_what_is_demanded,
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,
@@ -269,6 +276,9 @@ def missing_keys(stack: Stack) -> list[Problem]:
     if not stack.access.operators:
         problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))
     if stack.keys.private is not None:
+        for host in stack.all_hosts.values():
+            if stack.acme_names(host) and host.fqdn not in stack.keys.private.tsig:
+                problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))
         for name, server in stack.dns.servers.items():
             if server.key not in stack.keys.private.tsig:
                 problems.append(

@@ -140,6 +140,15 @@ class Dns(Frozen):
     """What is too much to be deleted unasked."""
 
 
+class Acme(Frozen):
+    """An authority that the world believes, asked for certificates by ACME (RFC 8555) with DNS-01."""
+
+    directory: str = Field(pattern=r"^https://")
+    """Where the authority is asked. A private one has to be among ``service.authorities``."""
+    contact: MailAddress | None = None
+    """Whom the authority writes to; the postmaster when it is not said."""
+
+
 class Dkim(Frozen):
     """DKIM selectors (RFC 6376 section 3.1): all of ``published`` stand in DNS, ``selector`` signs."""
 
@@ -205,4 +214,4 @@ class Limits(Frozen):
     """ManageSieve sessions of all users at the same time."""
 
 
-__all__ = ["Access", "Dkim", "Dns", "Filter", "Limits", "ServiceSettings"]
+__all__ = ["Access", "Acme", "Dkim", "Dns", "Filter", "Limits", "ServiceSettings"]

@@ -12,7 +12,7 @@ from model.base import DnsName, Frozen, IPAddress, IPNetwork, Label
 from model.keys import Keys
 from model.mail import CATCH_ALL, Account, Domain, MachineUser, Target
 from model.network import Gateway, HostSettings, Release, Role, Site, mac_address
-from model.settings import Access, Dkim, Dns, Filter, Limits, ServiceSettings
+from model.settings import Access, Acme, Dkim, Dns, Filter, Limits, ServiceSettings
 
 
 def family(addresses: tuple[IPAddress, ...], version: int) -> IPAddress | None:
@@ -87,6 +87,8 @@ class StackFile(Frozen):
     """Who may reach what."""
     dns: Dns = Dns()
     """Records."""
+    acme: Acme | None = None
+    """Certificates that the world believes."""
     dkim: Dkim
     """Signing."""
     filter: Filter = Filter()
@@ -178,6 +180,17 @@ class Stack(StackFile):
         if host.has(Role.FRONTEND):
             names += [f"{label}.{domain}" for domain in self.domains for label in WEB_LABELS]
         return tuple(dict.fromkeys(names))
+
+    def acme_names(self, host: Host) -> tuple[str, ...]:
+        """The names of a host that an ACME authority certifies: challenges are answered in zones that take updates."""
+        if self.acme is None:
+            return ()
+
+        def server(name: str) -> str | None:
+            holding = [zone for zone in self.dns.zones if name == zone or name.endswith(f".{zone}")]
+            return self.dns.zones[max(holding, key=len)] if holding else None
+
+        return tuple(name for name in self.public_names_of(host) if server(name) is not None)
 
     def certificate_names(self, host: Host) -> tuple[str, ...]:
         """Every name that a host serves under, its own first: the subject alternative names of its certificate."""

@@ -20,7 +20,7 @@ from model.base import StackError
 from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
-from ops import records, stackfile
+from ops import name_server, records, stackfile
 from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 
@@ -64,6 +64,16 @@ def set_tsig(project: Project, key: str) -> int:
     private = _private_keys(project)
     _store_private_keys(project, private.model_copy(update={"tsig": {**private.tsig, key: secret}}))
     console.print(f"stored the secret of TSIG key {key}")
+    return 0
+
+
+def print_update_keys(project: Project, server: str) -> int:
+    """Prints what the name server has to be told, with secrets: for a file that it alone reads."""
+    stack = project.load()
+    if not name_server.asking_hosts(stack):
+        raise OperatorError("no host asks an ACME authority: the stack names none (acme), or no zone with a server")
+    keys = stack.keys.model_copy(update={"private": _private_keys(project)})
+    sys.stdout.write(name_server.told(stack.model_copy(update={"keys": keys}), server))
     return 0
 
 
@@ -180,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("password", help="print the hash of a password")
     for name, words in (
         ("keys", "make the keys that are missing"),
+        ("update-keys", "print what the name server has to be told about the hosts' keys"),
         ("tsig", "store the secret of a TSIG key"),
         ("render", "write all files of all hosts and zones"),
         ("up", "bring the stack to what its file says"),
@@ -199,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--key", default="")
         command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
         command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
+        command.add_argument("--server", choices=name_server.SERVERS, default=name_server.SERVERS[0])
     options = parser.parse_args(arguments)
     if options.command == "password":
         return print_password_hash()
@@ -211,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return make_keys(project)
             case "tsig":
                 return set_tsig(project, options.key)
+            case "update-keys":
+                return print_update_keys(project, options.server)
             case "render":
                 return render(project, options.out)
             case "up":

@@ -206,10 +206,14 @@ def _complete_host(stack: Stack, host: Host, ring: KeyRing) -> None:
         private["tls"] = tls_key()
         public["certificate"] = ""
         ring.made.append(f"TLS key of {host.name}")
+    if stack.acme_names(host) and host.fqdn not in ring.private["tsig"]:
+        # By this the name server knows the host, which may change its own challenges.
+        ring.private["tsig"][host.fqdn] = base64.b64encode(secrets.token_bytes(32)).decode()
+        ring.made.append(f"TSIG key {host.fqdn}")
     names = stack.certificate_names(host)
-    authority = ring.public["authority"]
-    if not public["certificate"] or not certificate_serves(public["certificate"], names, authority):
-        public["certificate"] = sign_certificate(names, private["tls"], authority, ring.private["authority"])
+    signer = ring.public["authority"]
+    if not public["certificate"] or not certificate_serves(public["certificate"], names, signer):
+        public["certificate"] = sign_certificate(names, private["tls"], signer, ring.private["authority"])
         ring.made.append(f"certificate of {host.name}")
     ring.public["hosts"][host.name] = HostPublicKeys(**public).model_dump()
     ring.private["hosts"][host.name] = HostPrivateKeys(**private).model_dump()

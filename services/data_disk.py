@@ -10,13 +10,14 @@ from services.service import File, Service, Unit
 DEVICE = "/dev/vdb"
 FORMAT = "data-disk.service"
 KEPT: dict[Role, tuple[str, ...]] = {
-    Role.SMTP_IN: ("/var/spool/postfix",),
-    Role.SMTP_OUT: ("/var/spool/postfix",),
-    Role.MAILDROP: ("/var/spool/postfix", "/var/vmail"),
+    Role.SMTP_IN: ("/var/lib/acme", "/var/spool/postfix"),
+    Role.SMTP_OUT: ("/var/lib/acme", "/var/spool/postfix"),
+    Role.MAILDROP: ("/var/lib/acme", "/var/spool/postfix", "/var/vmail"),
+    Role.FRONTEND: ("/var/lib/acme",),
     Role.RSPAMD: ("/var/lib/redis", "/var/lib/rspamd"),
     Role.RELAY_CLIENT: ("/var/spool/smtpd",),
 }
-"""What each role keeps there: queues, mail, and what the filters have learnt."""
+"""What each role keeps there: certificates, queues, mail, and what the filters have learnt."""
 
 
 def kept(host: Host) -> tuple[str, ...]:

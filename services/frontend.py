@@ -50,14 +50,13 @@ class Webmail:
 
 def configure(stack: Stack, host: Host) -> Service:
     """NGINX on all addresses. 4190 and the web mail are for the networks of the users alone."""
-    name = stack.public_name("webmail")
     streams = (
         Stream("submission", 587, _servers(stack, Role.SMTP_OUT, smtp_out.SUBMISSION_PROXY)),
         Stream("imaps", 993, _servers(stack, Role.MAILDROP, maildrop.IMAPS_PROXY)),
         Stream("sieve", 4190, _servers(stack, Role.MAILDROP, maildrop.SIEVE_PROXY), everybody=False),
         *(_ways_of_webmail(stack) if host.has(Role.WEBMAIL) else ()),
     )
-    web = {"kind": "http", "address": "127.0.0.1", "path": "/", "server_name": name, "status": [200, 301, 302]}
+    web = {"kind": "http", "address": "127.0.0.1", "path": "/", "server_name": host.fqdn, "status": [200, 301, 302]}
     return Service(
         name="frontend",
         packages=("nginx", "libnginx-mod-stream"),
@@ -67,6 +66,7 @@ def configure(stack: Stack, host: Host) -> Service:
             stack=stack,
             host=host,
             identity=identity,
+            shown=identity.shown(stack, host),
             streams=streams,
             webmail=_webmail(stack, host),
         ),

@@ -1,6 +1,12 @@
-"""Who a host is to others: its TLS key, its certificate, and the authority that it believes."""
+"""Who a host is to others: its TLS key, its certificates, and the authority that it believes.
+
+A host has one key. Its certificate by the stack's own authority is for the hosts of the stack; where the stack names an
+ACME authority, another one is for the world: see services/certificate.py.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
@@ -8,9 +14,26 @@ from services.private import private
 from services.service import Directory, File, SecretFile, Service
 
 AUTHORITY = "/etc/posthorn/authority.pem"
-CERTIFICATE = "/etc/posthorn/tls/host.pem"
-KEY = "/etc/posthorn/tls/host.key"
+FOLDER = "/etc/posthorn/tls/"
+CERTIFICATE = f"{FOLDER}host.pem"
+PUBLIC = f"{FOLDER}public.pem"
+KEY = f"{FOLDER}host.key"
 PRIVATE_ROOTS = "/etc/posthorn/roots.pem"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a host shows: ``certificate`` to the world, and its own one to those who ask for one of ``internal``."""
+
+    certificate: str
+    internal: tuple[str, ...]
+
+
+def shown(stack: Stack, host: Host) -> Shown:
+    """What a host shows to whom. Without an ACME authority there is one certificate for all."""
+    if stack.acme_names(host):
+        return Shown(PUBLIC, stack.internal_names_of(host))
+    return Shown(CERTIFICATE, ())
 
 
 def roots(stack: Stack) -> str:
@@ -25,7 +48,7 @@ def configure(stack: Stack, host: Host) -> Service:
     world = (File(PRIVATE_ROOTS, "".join(stack.service.authorities)),) if stack.service.authorities else ()
     return Service(
         name="identity",
-        directories=(Directory("/etc/posthorn"), Directory("/etc/posthorn/tls", mode="0755")),
+        directories=(Directory("/etc/posthorn"), Directory(FOLDER.rstrip("/"), mode="0755")),
         files=(File(AUTHORITY, stack.keys.public.authority), File(CERTIFICATE, certificate), *world),
         secret_files=(SecretFile(KEY, "tls-key", private(stack, lambda keys: keys.hosts[host.name].tls)),),
     )

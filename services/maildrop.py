@@ -40,6 +40,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 stack,
                 host,
                 "maildrop",
+                public=False,
                 senders=senders,
                 frontends=frontends,
                 webmails=stack.local_addresses(Role.WEBMAIL),

@@ -29,14 +29,26 @@ def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     return (Unit("postfix.service", once=True), Unit("postfix@-.service", reload_on=LOOKS))
 
 
-def files(stack: Stack, host: Host, tree: str, **values: Any) -> tuple[File, ...]:
-    """The files of one kind of Postfix host, with the aliases of the host itself."""
+def files(stack: Stack, host: Host, tree: str, *, public: bool, **values: Any) -> tuple[File, ...]:
+    """The files of one kind of Postfix host, with the aliases of the host itself.
+
+    ``public`` says whether its ports are for the world in the first place, or for hosts of the stack.
+    """
+    shown = identity.shown(stack, host)
     own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
-    release = stack.release_of(host)
     rendered = render_tree(
-        tree, release=release, stack=stack, host=host, identity=identity, milter=opendkim.MILTER, **values
+        tree,
+        release=stack.release_of(host),
+        stack=stack,
+        host=host,
+        identity=identity,
+        milter=opendkim.MILTER,
+        shown=shown,
+        chain=shown.certificate if public else identity.CERTIFICATE,
+        **values,
     )
-    return (*rendered, File(f"{FOLDER}aliases", table(own)))
+    sni = table(dict.fromkeys(shown.internal, f"{identity.KEY}, {identity.CERTIFICATE}"))
+    return (*rendered, File(f"{FOLDER}aliases", table(own)), *((File(f"{FOLDER}sni", sni),) if sni else ()))
 
 
 def mailbox(stack: Stack, account: str) -> str:

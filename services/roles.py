@@ -7,6 +7,7 @@ from collections.abc import Callable
 from model.network import Role
 from model.stack import Host, Stack
 from services import (
+    certificate,
     data_disk,
     discovery,
     firewall,
@@ -36,6 +37,7 @@ Configure = Callable[[Stack, Host], Service]
 
 EVERYWHERE: tuple[Configure, ...] = (
     identity.configure,
+    certificate.configure,
     network.configure,
     ssh.configure,
     upkeep.configure,

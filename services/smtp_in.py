@@ -26,7 +26,7 @@ RESTRICTIONS = {
 def configure(stack: Stack, host: Host) -> Service:
     """Postfix on 25 and 465 of the public addresses; every decision about a recipient is final at RCPT."""
     name = stack.public_name("smtp_in")
-    probe = {"kind": "smtp", "address": "127.0.0.1", "server_name": name}
+    probe = {"kind": "smtp", "address": "127.0.0.1", "server_name": host.fqdn}
     asks = {"accepts": stack.postmaster_address, "refuses": "nobody@elsewhere.invalid"}
     return Service(
         name="smtp-in",
@@ -36,6 +36,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 stack,
                 host,
                 "smtp-in",
+                public=True,
                 name=name,
                 tls_policy=tls_policy.TABLE,
                 dnsbl=[restriction(rule) for rule in stack.filter.dnsbl],

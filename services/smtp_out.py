@@ -19,7 +19,7 @@ def configure(stack: Stack, host: Host) -> Service:
     probe = {
         "kind": "smtp",
         "address": "127.0.0.1",
-        "server_name": name,
+        "server_name": host.fqdn,
         "tls": "starttls",
         "refuses": "nobody@elsewhere.invalid",
     }
@@ -31,6 +31,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 stack,
                 host,
                 "smtp-out",
+                public=False,
                 name=name,
                 tls_policy=tls_policy.TABLE,
                 submission=SUBMISSION,

@@ -35,7 +35,7 @@ def keyed_config(stack: Stack) -> dict[str, Any]:
     """The lab's configuration as Pulumi hands it over: with keys, and every map sorted."""
     config = copy.deepcopy(read_file(LAB))
     ring = complete(stack, PublicKeys(), PrivateKeys())
-    ring.private["tsig"] = {"posthorn-lab": "c2VjcmV0"}
+    ring.private["tsig"] |= {"posthorn-lab": "c2VjcmV0"}
     config["keys"] = {"public": ring.public, "private": json.dumps(ring.private)}
     config["access"]["operators"] = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ operator"]
     # Keys of maps are texts in JSON.

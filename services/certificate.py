@@ -1,0 +1,73 @@
+"""Certificates that the world believes, for the names by which it reaches a host: ACME with DNS-01, by lego.
+
+The stack's own authority signed the host's key before (services/identity.py), so every service has a certificate from
+its first moment, and no push waits for another's authority. See docs/decisions/two-certificates.md.
+"""
+
+from __future__ import annotations
+
+import json
+
+from model.network import Role
+from model.stack import Host, Stack
+from services import identity, postfix
+from services.private import private
+from services.render import render_tree
+from services.service import Compile, File, SecretFile, Service, Unit, User
+from services.zones import zone_of
+
+PROGRAM = "/usr/local/lib/posthorn/certificate"
+STATE = "/var/lib/acme"
+SETTINGS = f"{identity.FOLDER}certificate.json"
+TIMER = "posthorn-certificate.timer"
+USER = "posthorn-acme"
+
+FIRST = f"""cd {identity.FOLDER}
+key() {{ openssl x509 -in "$1" -noout -pubkey 2>/dev/null; }}
+for file in {identity.PUBLIC} {STATE}/issued.pem {identity.CERTIFICATE}; do
+    test "$(key "$file")" = "$(key {identity.CERTIFICATE})" && break
+done
+test "$file" = {identity.PUBLIC} || cat "$file" > {identity.PUBLIC}"""
+"""Until one was issued for the key of now, the certificate by the stack's own authority stands in its place."""
+
+
+def configure(stack: Stack, host: Host) -> Service:
+    """lego, a timer, and a key that may change the host's own challenges in DNS and nothing else."""
+    names = stack.acme_names(host)
+    if stack.acme is None or not names:
+        return Service(name="certificate")
+    zones = {zone: stack.dns.servers[stack.dns.zones[zone] or ""] for name in names if (zone := zone_of(stack, name))}
+    settings = {
+        "host": host.name,
+        "names": list(names),
+        "directory": stack.acme.directory,
+        "contact": stack.acme.contact or stack.postmaster_address,
+        "roots": identity.roots(stack),
+        "zones": {zone: {"server": str(s.address), "port": s.port} for zone, s in sorted(zones.items())},
+        "reload": [unit.name for unit in _readers(stack, host) if unit.reload_on],
+    }
+    key = private(stack, lambda keys: keys.tsig.get(host.fqdn, ""))
+    return Service(
+        name="certificate",
+        packages=("lego", "knot-dnsutils", "openssl"),
+        users=(User(USER, home=STATE),),
+        files=(
+            *render_tree("certificate", modes={PROGRAM: "0755"}),
+            File(SETTINGS, json.dumps(settings, indent=1) + "\n"),
+        ),
+        secret_files=(SecretFile(f"{identity.FOLDER}tsig", "tsig", f"hmac-sha256:{host.fqdn}:{key}\n"),),
+        compiles=(Compile(("sh", "-c", FIRST), of=identity.FOLDER),),
+        units=(Unit(TIMER, restart_on=(identity.FOLDER, "/etc/systemd/system/posthorn-certificate", PROGRAM)),),
+    )
+
+
+def _readers(stack: Stack, host: Host) -> tuple[Unit, ...]:
+    """The units that show it to the world."""
+    found: list[Unit] = []
+    if host.has(Role.SMTP_IN) or host.has(Role.SMTP_OUT):
+        found += postfix.units(stack, host)
+    if host.has(Role.MAILDROP):
+        found.append(Unit("dovecot.service", reload_on=(identity.FOLDER,)))
+    if host.has(Role.FRONTEND):
+        found.append(Unit("nginx.service", reload_on=(identity.FOLDER,)))
+    return tuple(found)
