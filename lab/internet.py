@@ -1,8 +1,8 @@
 """The servers of the lab's internet: a signed root, the zones below it, blocklists, a resolver, and Debian packages.
 
 Knot serves every zone and takes the stack's updates; Unbound resolves for the client, the foreign host and the
-operator; NGINX serves the packages; Pebble issues certificates by ACME. All run in one container, in the namespace of the
-internet's router.
+operator; NGINX serves the packages; Pebble issues certificates by ACME. All run in one container, in the namespace of
+the internet's router.
 """
 
 from __future__ import annotations
