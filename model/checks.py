@@ -198,6 +198,13 @@ def the_world_can_verify_what_is_demanded(stack: Stack) -> Iterator[Problem]:
         yield Problem("dns.mta_sts", message)
 
 
+def challenges_can_be_answered(stack: Stack) -> Iterator[Problem]:
+    if stack.acme and not any(stack.acme_names(host) for host in stack.all_hosts.values()):
+        yield Problem(
+            "acme", "no public name is in a zone with a server (dns.zones): nobody could answer its challenges"
+        )
+
+
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
     for kind, senders in (("accounts", stack.accounts), ("machine_users", stack.machine_users)):
         for name, sender in senders.items():
@@ -243,6 +250,7 @@ CHECKS: tuple[Check, ...] = (
     equal_domains_exist,
     zones_have_servers,
     the_world_can_verify_what_is_demanded,
+    challenges_can_be_answered,
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,

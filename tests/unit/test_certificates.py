@@ -93,6 +93,13 @@ def test_a_policy_that_the_world_could_not_verify_is_refused(keyed_config: dict[
         parse("lab", "Pulumi.lab.yaml", config)
 
 
+def test_an_authority_whose_challenges_nobody_could_answer_is_refused(keyed_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["dns"]["zones"] = dict.fromkeys(config["dns"]["zones"])
+    with pytest.raises(StackError, match="acme: no public name is in a zone with a server"):
+        parse("lab", "Pulumi.lab.yaml", config)
+
+
 # Keys for the name server
 
 

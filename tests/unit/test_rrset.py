@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dns.flags
@@ -44,11 +46,16 @@ class Server:
         self.updates: list[dns.message.Message] = []
         self.code = dns.rcode.NOERROR
         self.lost_answers = 0
+        self.lock = threading.Lock()
 
     def at(self, name: dns.name.Name, kind: int) -> dns.rrset.RRset | None:
         return next((r for r in self.records if r.name == name and r.rdtype == kind), None)
 
     def tcp(self, message: dns.message.Message, _where: str, **_: Any) -> dns.message.Message:
+        with self.lock:
+            return self.answer(message)
+
+    def answer(self, message: dns.message.Message) -> dns.message.Message:
         if message.opcode() == dns.opcode.UPDATE:
             self.updates.append(message)
             answer = dns.message.Message(id=message.id)
@@ -161,6 +168,20 @@ def test_what_a_wildcard_answers_is_not_taken_for_a_record(server: Server, provi
     assert len(server.records) == 2
     provider.delete("id", own)
     assert server.records == [wildcard]
+
+
+def test_four_workers_do_not_meet(server: Server, provider: RRsetProvider) -> None:
+    """Pulumi calls one provider from four threads."""
+
+    def made(index: int) -> str:
+        name = f"d{index}.hill.example."
+        provider.create({**MX, "name": name})
+        provider.update("id", {**MX, "name": name}, {**MX, "name": name, "ttl": 60 + index})
+        return name
+
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(made, range(40)))
+    assert {r.name.to_text(): r.ttl for r in server.records} == {name: 60 + i for i, name in enumerate(names)}
 
 
 def test_an_update_whose_answer_was_lost_is_found_done(server: Server, provider: RRsetProvider) -> None:
