@@ -256,8 +256,9 @@ def others(task: Task) -> Any:
 
     scope: dict[str, Any] = {"__name__": "wire"}
     exec(compile(task["wire"], "wire", "exec"), scope)
-    authority = Path("/etc/posthorn/authority.pem")
-    text = authority.read_text() if authority.exists() else ""
+    # The stack's own authority, and those of a private internet, which stand behind public names.
+    believed = (Path("/etc/posthorn/authority.pem"), Path("/etc/posthorn/roots.pem"))
+    text = "".join(file.read_text() for file in believed if file.exists())
     return asyncio.run(scope["talk_to_all"](task["targets"], text))
 
 
