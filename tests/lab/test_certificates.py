@@ -179,10 +179,8 @@ def test_all_hosts_renew_at_the_same_time_and_no_connection_is_dropped(lab: Lab)
     assert user.still_there() == "OK OK"
     # What is shown is the new one, and what TLSA says of it is still true.
     seen = world(lab, "imap.hill.example", 993, "")
-    shown = {
-        lab.run(h, "sh", "-c", f"openssl x509 -in {identity.PUBLIC} -outform DER | xxd -p -c 0").stdout.strip()
-        for h in ("maildrop-oak", "maildrop-elm")
-    }
+    as_hex = f"openssl x509 -in {identity.PUBLIC} -outform DER | od -An -v -tx1 | tr -d ' \\n'"
+    shown = {lab.run(replica, "sh", "-c", as_hex).stdout for replica in ("maildrop-oak", "maildrop-elm")}
     assert seen["der"] in shown
     dane = lab.run(
         "foreign", "sh", "-c", "posttls-finger -t 20 -l dane-only -L summary -c '[smtp-in.hill.example]' 2>&1"
