@@ -14,8 +14,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from check.finding import Findings, Place
 from model.stack import Host, Stack
 
-EXPIRES_DAYS, SOON_DAYS = 7, 21
+EXPIRES_DAYS, SOON_DAYS = 7.0, 21.0
 """Too late to be calm, and late enough to ask why nobody renewed it: a public one is renewed with a month to go."""
+EXPIRES_SHARE, SOON_SHARE = 1 / 12, 1 / 4
+"""The same of its life, for those that live for days."""
 
 
 @lru_cache(maxsize=256)
@@ -58,11 +60,12 @@ def renewal(stack: Stack, certificate: x509.Certificate) -> str:
 def judge_days(place: Place, stack: Stack, certificate: x509.Certificate, now: dt.datetime, what: str) -> Findings:
     """How long a certificate still lasts."""
     left = days_left(certificate, now)
+    life = (certificate.not_valid_after_utc - certificate.not_valid_before_utc) / dt.timedelta(days=1)
     if left < 0:
         yield place.wrong(f"{what} ended {-left:.0f} days ago", renewal(stack, certificate))
-    elif left < EXPIRES_DAYS:
+    elif left < min(EXPIRES_DAYS, life * EXPIRES_SHARE):
         yield place.wrong(f"{what} ends in {left:.0f} days", renewal(stack, certificate))
-    elif left < SOON_DAYS:
+    elif left < min(SOON_DAYS, life * SOON_SHARE):
         yield place.better(f"{what} ends in {left:.0f} days", renewal(stack, certificate))
     else:
         yield place.good(f"{what} lasts {left:.0f} days")

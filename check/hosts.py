@@ -21,6 +21,10 @@ QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 QUEUE_MANY = 200
 LESSONS_LATE = 1 * HOUR
 CLOCK_SECONDS, CLOCK_SOON = 5.0, 1.0
+RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 24
+"""It is looked at every hour; an authority that is down for a day is no trouble yet."""
+LEARNT = 200
+"""min_learns of rspamd's statistics, as it comes."""
 LISTS_DAYS = 4
 """Debian's timers fetch the lists daily."""
 DISK_WRONG, DISK_SOON = 0.05, 0.15
@@ -191,6 +195,23 @@ def _packages(stack: Stack, host: Host, place: Place, report: Report) -> Finding
         yield place.good("has all security updates")
 
 
+def _renewal(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    renewal, now = report["renewal"], report["time"]
+    advice = "journalctl -u posthorn-certificate on it says why; it tries again every hour"
+    since = now - dt.datetime.fromisoformat(renewal["tried"]).timestamp()
+    if since > RENEWAL_LATE:
+        yield place.wrong(
+            f"nobody has looked after its public certificate for {age(since)}",
+            "see systemctl status posthorn-certificate.timer",
+        )
+    if not renewal["failures"]:
+        yield place.good("its public certificate is looked after")
+        return
+    said = f"its public certificate was not renewed, {renewal['failures']} times: {renewal['error']}"
+    late = renewal["failures"] > RENEWAL_FAILURES or not renewal["ends"]
+    yield place.wrong(said, advice) if late else place.better(said, advice)
+
+
 JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {
     "machine": _machine,
     "disks": _disks,
@@ -201,6 +222,7 @@ JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {
     "queue": _queue,
     "lessons": _lessons,
     "packages": _packages,
+    "renewal": _renewal,
 }
 
 
@@ -269,6 +291,17 @@ def judge_journals(reports: Mapping[str, Report]) -> Findings:
         yield place.note(f"warnings of a day (journalctl -p warning): {'; '.join(told)}")
     elif reports:
         yield place.good("no warning for a day")
+
+
+def judge_learning(reports: Mapping[str, Report]) -> Findings:
+    """What the scanners have learnt. Below some number of mails of each kind their statistics say nothing."""
+    known = {name: report["scanner"] for name, report in reports.items() if report.get("scanner")}
+    few = {name: kinds for name, kinds in known.items() if min(kinds.values()) < LEARNT}
+    if few:
+        told = "; ".join(f"{name} {', '.join(f'{k} {n}' for k, n in sorted(kinds.items()))}" for name, kinds in few.items())
+        yield Place(AREA, "statistics").note(f"silent until {LEARNT} mails of each kind are learnt: {told}")
+    elif known:
+        yield Place(AREA, "statistics").good(f"{len(known)} scanners have learnt enough of each kind")
 
 
 def paths(stack: Stack, host: Host) -> Sequence[str]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,14 @@ def lessons(task: Task) -> Any:
     return found
 
 
+def scanner(task: Task) -> Any:
+    """How many mails of each kind the scanner has learnt, by its controller; None where there is no scanner."""
+    if not os.path.exists("/etc/rspamd/local.d/worker-controller.inc"):
+        return None
+    with urllib.request.urlopen("http://127.0.0.1:11334/stat", timeout=COMMAND_SECONDS) as answer:
+        return {kind["symbol"]: kind["revision"] for kind in json.load(answer)["statfiles"]}
+
+
 def mailboxes(task: Task) -> Any:
     """What the sync service says of the mailboxes (docs/replication.md); None where there is none."""
     if not os.path.exists("/usr/local/sbin/posthorn-sync") or "posthorn-sync.service" not in task["units"]:
@@ -250,6 +259,12 @@ def certificates(task: Task) -> Any:
     return {str(file): text for file in files if "BEGIN CERTIFICATE" in (text := file.read_text(errors="replace"))}
 
 
+def renewal(task: Task) -> Any:
+    """How the last renewal by ACME went (docs/certificates.md); None where there is none."""
+    status = Path("/var/lib/acme/status.json")
+    return json.loads(status.read_text()) if status.exists() else None
+
+
 def others(task: Task) -> Any:
     """What this host sees of the ports of others, by the wire module that comes along."""
     import asyncio
@@ -273,9 +288,11 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "health": health,
     "queue": queue,
     "lessons": lessons,
+    "scanner": scanner,
     "mailboxes": mailboxes,
     "packages": packages,
     "certificates": certificates,
+    "renewal": renewal,
     "others": others,
 }
 

@@ -221,11 +221,16 @@ def host(keyed_stack: Stack) -> Host:
     return keyed_stack.all_hosts["smtp-in-oak"]
 
 
+def renewal(**more: Any) -> dict[str, Any]:
+    """The status of a renewal that went well just before the look."""
+    return {"failures": 0, "error": None, "ends": "2030-01-01T00:00:00+00:00", "tried": NOW.isoformat()} | more
+
+
 def look(**more: Any) -> Seen:
     """A look at a host that is well."""
     well: dict[str, Any] = {
         "failed": {},
-        "time": 0.0,
+        "time": NOW.timestamp(),
         "machine": {"container": "", "memory": 100, "available": 60, "load": 0.1, "processors": 2, "release": "12.1"},
         "clock": {"synchronized": True},
         "disks": [{"path": "/", "size": 100, "free": 50, "inodes": 100, "free_inodes": 50}],
@@ -267,6 +272,10 @@ def test_a_host_that_is_well_is_good(keyed_stack: Stack, host: Host) -> None:
         ({"lessons": {"frontend-oak": {"count": 2, "oldest": 8000}}}, "advice", "2 lessons for frontend-oak wait"),
         ({"replaced": ["/usr/sbin/nginx"]}, "advice", "nginx: the old program still runs"),
         ({"health": {"asked": 1, "wrong": [{"service": "x", "port": 25, "said": "no"}]}}, "wrong", "x on port 25: no"),
+        ({"renewal": renewal(failures=1, error="it is down")}, "advice", "was not renewed, 1 times: it is down"),
+        ({"renewal": renewal(failures=30, error="no")}, "wrong", "was not renewed, 30 times: no"),
+        ({"renewal": renewal(failures=1, error="no", ends=None)}, "wrong", "was not renewed, 1 times: no"),
+        ({"renewal": renewal(tried="2020-01-01T00:00:00+00:00")}, "wrong", "nobody has looked after its public"),
         ({"failed": {"disks": "OSError: no"}}, "unknown", "its disks: OSError: no"),
     ],
 )
