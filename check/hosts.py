@@ -298,7 +298,8 @@ def judge_learning(reports: Mapping[str, Report]) -> Findings:
     known = {name: report["scanner"] for name, report in reports.items() if report.get("scanner")}
     few = {name: kinds for name, kinds in known.items() if min(kinds.values()) < LEARNT}
     if few:
-        told = "; ".join(f"{name} {', '.join(f'{k} {n}' for k, n in sorted(kinds.items()))}" for name, kinds in few.items())
+        counts = {name: ", ".join(f"{kind} {n}" for kind, n in sorted(kinds.items())) for name, kinds in few.items()}
+        told = "; ".join(f"{name} {count}" for name, count in counts.items())
         yield Place(AREA, "statistics").note(f"silent until {LEARNT} mails of each kind are learnt: {told}")
     elif known:
         yield Place(AREA, "statistics").good(f"{len(known)} scanners have learnt enough of each kind")
