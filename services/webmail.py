@@ -7,6 +7,7 @@ docs/decisions/webmail-state.md. So its hosts are alike, and the loss of one los
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from model.network import Role
 from model.stack import Host, Stack
@@ -27,6 +28,9 @@ PLUGIN = "/var/lib/roundcube/plugins/posthorn/"
 PHP = {12: "8.2", 13: "8.4"}
 """The PHP of a Debian release."""
 DICTIONARIES = ("hunspell-de-de", "hunspell-en-us", "hunspell-fr-classical", "hunspell-nl")
+CONFIG = "/etc/roundcube/config.inc.php"
+OWN = {"mode": "0640", "group": "webmail"}
+"""For Roundcube alone; and the package does its upgrades as that group's user."""
 FOLDERS = ("", "/sessions", "/temp", "/uploads")
 
 
@@ -37,6 +41,20 @@ def configure(stack: Stack, host: Host) -> Service:
     key = private(stack, lambda keys: keys.session)
     written = json.dumps(addresses(stack), indent=1) + "\n"
     probe = {"kind": "http", "address": str(host.addresses.local[0]), "port": WEB, "tls": True, "status": [200]}
+    rendered = render_tree(
+        "webmail",
+        modes={FORGET: "0755"},
+        forget=FORGET,
+        stack=stack,
+        php=php,
+        identity=identity,
+        home=HOME,
+        socket=SOCKET,
+        settings=SETTINGS,
+        ports={"imaps": IMAPS, "submission": SUBMISSION, "sieve": SIEVE},
+        cookie=cookie(host),
+        names=(stack.public_name("webmail"), internal),
+    )
     return Service(
         name="webmail",
         packages=(
@@ -57,23 +75,10 @@ def configure(stack: Stack, host: Host) -> Service:
             *(Directory(f"{HOME}{folder}", mode="0700", owner="webmail", group="webmail") for folder in FOLDERS),
         ),
         files=(
-            *render_tree(
-                "webmail",
-                modes={FORGET: "0755"},
-                forget=FORGET,
-                stack=stack,
-                php=php,
-                identity=identity,
-                home=HOME,
-                socket=SOCKET,
-                settings=SETTINGS,
-                ports={"imaps": IMAPS, "submission": SUBMISSION, "sieve": SIEVE},
-                cookie=cookie(host),
-                names=(stack.public_name("webmail"), internal),
-            ),
-            File(f"{SETTINGS}/addresses.json", written, mode="0640", group="webmail"),
+            *(replace(file, **OWN) if file.path == CONFIG else file for file in rendered),
+            File(f"{SETTINGS}/addresses.json", written, **OWN),
         ),
-        secret_files=(SecretFile(f"{SETTINGS}/session-key", "session-key", key, mode="0640", group="webmail"),),
+        secret_files=(SecretFile(f"{SETTINGS}/session-key", "session-key", key, **OWN),),
         units=(
             Unit(
                 "webmail.service",
@@ -85,7 +90,7 @@ def configure(stack: Stack, host: Host) -> Service:
         # Debian's own pool of PHP; and what tidies a database that is none of ours.
         masked=(f"php{php}-fpm.service", "roundcube-cleandb.timer"),
         checks=(
-            Check(("php", "-l", "/etc/roundcube/config.inc.php")),
+            Check(("php", "-l", CONFIG)),
             # As the user that it runs as: root would be asked which one that is.
             Check(("runuser", "-u", "webmail", "--", f"php-fpm{php}", "-t", "-y", f"{SETTINGS}/fpm.conf")),
         ),
