@@ -22,7 +22,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status test unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
+.PHONY: help lab lab-down lab-status bench test unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lab-down: ## Remove the lab, and leave nothing of it behind
 
 lab-status: ## Sites, hosts, addresses and states of the lab
 	@$(TOOLS) -- python -m lab status
+
+bench: ## Measure replication in the lab that runs, with Dovecot's own beside it on Debian 12
+	@$(TOOLS) --machines containers -- python -m lab bench-replication
 
 test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs
 	@$(TOOLS) --machines vms --browser -- python -m tests.all
