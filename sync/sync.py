@@ -1164,7 +1164,7 @@ def open_store(configuration: Configuration) -> int:
         return 1
     filling = store.known.get("filling")
     DOVECOT_OPTIONS.parent.mkdir(exist_ok=True)
-    DOVECOT_OPTIONS.write_text(f"DOVECOT_OPTIONS={'-o protocols=none' if filling else ''}\n")
+    DOVECOT_OPTIONS.write_text(f"DOVECOT_OPTIONS={'-o protocols=' if filling else ''}\n")
     if filling:
         say("the store is being filled: users are not served before posthorn-sync reseed has ended", 4)
     return 0
