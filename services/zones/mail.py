@@ -26,7 +26,8 @@ NOT_OFFERED = ("submissions", "imap", "pop3", "pop3s")
 
 
 def key_records(stack: Stack) -> tuple[RRset, ...]:
-    """TLSA of every name that an MX leads to, with the key of every host that serves it (RFC 7672 section 3.1.1).
+    """TLSA of every name that an MX leads to, with the key of every host that serves it (RFC 7672 section 3.1.1), and
+    the keys that mail is signed with (RFC 6376 section 3.6.1).
 
     Published before all else, so that a key is known before it is met.
     """
@@ -36,6 +37,11 @@ def key_records(stack: Stack) -> tuple[RRset, ...]:
     for name, hosts in served:
         keys = sorted(f"3 1 1 {digest}" for host in hosts for digest in _key_digest(stack, host))
         records.add("keys.public.hosts", f"_25._tcp.{name}", "TLSA", stack.dns.ttl.service, keys)
+    for domain in stack.sending_domains:
+        for selector, key in sorted(stack.keys.public.dkim.get(domain, {}).items()):
+            if selector in (stack.dkim.selector, *stack.dkim.published):
+                name = f"{selector}._domainkey.{domain}"
+                records.texts("dkim", name, stack.dns.ttl.policy, f"v=DKIM1; k=rsa; p={key}")
     return tuple(records.found)
 
 
@@ -85,10 +91,6 @@ def _domain(records: Records, domain: str) -> None:
     if settings.sends:
         records.texts(path, domain, ttl.policy, _sent_by_us(stack, settings.also_from), *settings.texts)
         records.texts("dns.dmarc", f"_dmarc.{domain}", ttl.policy, _dmarc(stack, stack.dns.dmarc))
-        for selector, key in sorted(stack.keys.public.dkim.get(domain, {}).items()):
-            if selector in (stack.dkim.selector, *stack.dkim.published):
-                value = f"v=DKIM1; k=rsa; p={key}"
-                records.texts("dkim", f"{selector}._domainkey.{domain}", ttl.policy, value)
     else:
         records.texts(path, domain, ttl.policy, "v=spf1 -all", *settings.texts)
         _forged(records, path, domain)

@@ -94,6 +94,11 @@ class Lab:
         return answer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The journals are read when all other tests have left their lines in them."""
+    items.sort(key=lambda item: item.path.name == "test_journals.py")
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A lab in containers, brought up and proved."""

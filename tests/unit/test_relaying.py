@@ -1,0 +1,60 @@
+"""How mail hosts find scanners, sign, and know what other domains demand."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from model.load import parse
+from model.network import Role
+from model.stack import Stack
+from services.bundle import bundle
+from services.zones import rrsets
+
+
+def file(stack: Stack, host: str, path: str) -> str:
+    content: str = bundle(stack, stack.all_hosts[host])["files"][path]["content"]
+    return content
+
+
+def test_all_mail_hosts_prefer_the_same_scanner(keyed_stack: Stack) -> None:
+    hosts = (*keyed_stack.hosts_with(Role.SMTP_IN), *keyed_stack.hosts_with(Role.SMTP_OUT))
+    texts = {file(keyed_stack, host.name, "/etc/haproxy/haproxy.cfg").partition("\n")[2] for host in hosts}
+    (text,) = texts
+    assert re.findall(r"^    server (\S+) (\S+)( backup)?$", text, re.MULTILINE) == [
+        ("frontend-oak", "198.18.1.14:11333", ""),
+        ("frontend-elm", "198.18.2.14:11333", " backup"),
+        ("frontend-ash", "198.18.3.14:11333", " backup"),
+    ]
+
+
+def test_only_submission_hosts_hold_the_keys_of_all_domains(keyed_stack: Stack) -> None:
+    for host in keyed_stack.all_hosts.values():
+        held = [path for path in bundle(keyed_stack, host)["secrets"] if path.startswith("/etc/opendkim/keys/")]
+        if host.has(Role.SMTP_OUT):
+            assert len(held) == len(keyed_stack.sending_domains)
+        elif host.has(Role.SMTP_IN) or host.has(Role.MAILDROP):
+            assert held == ["/etc/opendkim/keys/lab2026-hill.example.private"]
+        else:
+            assert not held
+
+
+def test_a_key_is_published_before_a_host_signs_with_it(keyed_stack: Stack) -> None:
+    keys = [rrset for rrset in rrsets(keyed_stack) if "._domainkey." in rrset.name]
+    assert keys and {rrset.phase for rrset in keys} == {"internal"}
+
+
+def test_every_daemon_is_started_again_and_nothing_that_only_runs_once(keyed_stack: Stack) -> None:
+    for host in keyed_stack.all_hosts.values():
+        pushed = bundle(keyed_stack, host)
+        revived = {p.split("/")[-2].removesuffix(".d") for p in pushed["files"] if p.endswith(".d/revive.conf")}
+        daemons = {unit for unit in pushed["units"] if unit.endswith(".service") and not unit.startswith("systemd-")}
+        assert daemons - revived <= {"nftables.service", "postfix.service", "data-disk.service"}
+        assert "nftables.service" not in revived
+
+
+def test_a_private_internet_has_roots_of_its_own(keyed_config: dict[str, Any]) -> None:
+    config = {**keyed_config, "service": {**keyed_config["service"], "authorities": ["-----A-----\n"]}}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    assert file(stack, "smtp-out-oak", "/etc/posthorn/roots.pem") == "-----A-----\n"
+    assert "smtp_tls_CAfile = /etc/posthorn/roots.pem\n" in file(stack, "smtp-out-oak", "/etc/postfix/main.cf")
