@@ -11,6 +11,7 @@ that is worth stands in docs/decisions. It carries no identity: no host key, no 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
@@ -33,9 +34,9 @@ UNUSED_MODULES = ("kvm_amd", "kvm_intel", "kvm", "ata_piix", "ata_generic", "lib
 
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 quiet mitigations=off net.ifnames=0 systemd.show_status=0"
 
-INIT = f"""#!/bin/busybox sh
+INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
-for module in {" ".join(LOAD_ORDER)}; do
+for module in {modules}; do
     /bin/busybox insmod "/$module.ko"
 done
 while ! /bin/busybox mount -t ext4 /dev/vda /root; do
@@ -273,9 +274,13 @@ def _make_initrd(root: Path, target: Path) -> None:
     for name in ("bin", "dev", "root"):
         (folder / name).mkdir(parents=True)
     shutil.copy(root / "bin/busybox", folder / "bin/busybox")
-    for module in LOAD_ORDER:
-        shutil.copy(next(modules.rglob(f"{module}.ko")), folder)
-    (folder / "init").write_text(INIT)
+    # What is not a module is in the kernel, as most of these since Debian 13; there modules are compressed, too.
+    found = {module: next(modules.rglob(f"{module}.ko*"), None) for module in LOAD_ORDER}
+    for module, file in found.items():
+        if file:
+            text = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+            (folder / f"{module}.ko").write_bytes(text)
+    (folder / "init").write_text(INIT.format(modules=" ".join(module for module, file in found.items() if file)))
     (folder / "init").chmod(0o755)
     # cpio came with the kernel.
     _run(["chroot", root, "sh", "-ec", "cd /mnt/initrd; find . | cpio --quiet -o -H newc > ../initrd.cpio"])
