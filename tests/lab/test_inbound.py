@@ -48,7 +48,7 @@ def abroad(lab: Lab, *words: str) -> str:
 
 def log(lab: Lab, host: str, pattern: str) -> str:
     """The newest lines of Postfix that match."""
-    return str(lab.run(host, "journalctl", "-u", "postfix@-", "-o", "cat", "-n", "20", "-g", pattern).stdout)
+    return str(lab.run(host, "journalctl", "-u", lab.postfix(host), "-o", "cat", "-n", "20", "-g", pattern).stdout)
 
 
 def txt_record(lab: Lab, name: bytes, timeout: float = 5) -> bytes:

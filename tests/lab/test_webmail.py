@@ -300,7 +300,7 @@ for last in range(13):
     smtp.close()
 """
     assert lab.run(PRIMARY, "python3", "-c", script).stdout.split() == ["220"] * 13
-    log = lab.run("smtp-out-oak", "journalctl", "-u", "postfix@-", "-o", "cat", "--since", "-20s").stdout
+    log = lab.run("smtp-out-oak", "journalctl", "-u", lab.postfix("smtp-out-oak"), "-o", "cat", "--since", "-20s").stdout
     assert "203.0.113.93" in log
 
 
