@@ -300,7 +300,8 @@ for last in range(13):
     smtp.close()
 """
     assert lab.run(PRIMARY, "python3", "-c", script).stdout.split() == ["220"] * 13
-    log = lab.run("smtp-out-oak", "journalctl", "-u", lab.postfix("smtp-out-oak"), "-o", "cat", "--since", "-20s").stdout
+    unit = lab.postfix("smtp-out-oak")
+    log = lab.run("smtp-out-oak", "journalctl", "-u", unit, "-o", "cat", "--since", "-20s").stdout
     assert "203.0.113.93" in log
 
 
