@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -21,14 +23,15 @@ from lab import containers, foreign, image, internet, live, network
 from lab.proof import prove
 from lab.state import FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
+from model.stack import Stack
 from ops.name_server import asking_hosts
 from services import data_disk
 
 LOCK = Path(f"/run/posthorn-{LAB}.lock")
 INFRASTRUCTURE = (internet.NAME, foreign.NAME)
 """Machines of the lab itself, always containers."""
-CERTIFICATES_SECONDS = 240.0
-"""On a busy machine; alone it takes some ten seconds."""
+CERTIFICATES_SECONDS = 600.0
+"""For eleven emulated machines; containers alone take some ten seconds."""
 
 
 class Phases:
@@ -158,38 +161,36 @@ def _ops(state: State, *arguments: str, text: str | None = None, quiet: bool = F
     return done.stdout or ""
 
 
-def wait_for_certificates(state: State, hosts: Collection[str]) -> None:
-    """Waits until each host shows the world a certificate that it believes, of the key and names of now.
+def wait_for_certificates(state: State, live: Stack) -> None:
+    """Waits until each host shows the world a certificate that it believes. Asks over SSH: some may be VMs.
 
-    Raises `LabError` with the last words of those that do not get one.
+    Raises `LabError` with the last words of one that does not get any.
     """
     deadline = time.monotonic() + CERTIFICATES_SECONDS
+    hosts = {host.name: host for host in asking_hosts(live)}
+    known = state.folder / "known_hosts"
+    known.write_text("".join(f"{host.management_address} {host.host_key(live.keys)}\n" for host in hosts.values()))
     script = (
         "issuer() { openssl x509 -in /etc/posthorn/tls/public.pem -noout -issuer; };"
-        " case $(issuer) in *Pebble*) ;; *) systemctl start posthorn-certificate ;; esac; issuer"
+        " case $(issuer) in *Pebble*) ;; *) systemctl start posthorn-certificate ;; esac; issuer;"
+        " journalctl -u posthorn-certificate -n 3 -o cat"
     )
-    waiting = dict.fromkeys(hosts, "")
+
+    def asked(name: str) -> str:
+        options = ["-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"]
+        command = ["ssh", *options, f"root@{hosts[name].management_address}", script]
+        return str(
+            state.run_in("operator", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+        )
+
+    waiting = list(hosts)
     while waiting:
-        asked = {
-            name: subprocess.Popen(
-                state.command_in(name, ["sh", "-c", script]),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for name in waiting
-        }
-        said = {name: process.communicate()[0] for name, process in asked.items()}
-        waiting = {name: text for name, text in said.items() if "Pebble" not in text}
+        with ThreadPoolExecutor(len(waiting)) as pool:
+            said = dict(zip(waiting, pool.map(asked, waiting), strict=True))
+        waiting = [name for name, text in said.items() if not re.search(r"^issuer=.*Pebble", text, re.MULTILINE)]
         if waiting and time.monotonic() > deadline:
-            name = next(iter(waiting))
-            journal = state.run_in(
-                name,
-                ["journalctl", "-u", "posthorn-certificate", "-n", "5", "-o", "cat"],
-                capture_output=True,
-                text=True,
-            )
-            raise LabError(f"{', '.join(waiting)}: no certificate from Pebble; {name} says: {journal.stdout.strip()}")
+            words = said[waiting[0]].strip()
+            raise LabError(f"{', '.join(waiting)}: no certificate from Pebble; {waiting[0]} says: {words}")
 
 
 def up(
@@ -225,7 +226,7 @@ def up(
             _ops(state, "unlock", name, quiet=True)
             _ops(state, "up", name, "--yes")
         with phases.phase("certificates"):
-            wait_for_certificates(state, [host.name for host in asking_hosts(live_stack)])
+            wait_for_certificates(state, live_stack)
         with phases.phase("proof"):
             prove(state, console)
         with phases.phase("check"):
