@@ -752,22 +752,31 @@ class Daemon:
             if not self.peer.up or self.refused:
                 due = time.monotonic() + 60.0
                 continue
-            try:
-                users = await self.users()
-                self.audit["differences"] = {u: said for u, said in self.audit["differences"].items() if u in users}
-                for user in users:
-                    if self.configuration.initiates(user):
-                        started = time.monotonic()
-                        await self.audit_user(user)
-                        # Readers of mail come first: at most a third of the time is spent on this.
-                        await asyncio.sleep(2 * (time.monotonic() - started))
-            except OSError as error:
-                say(f"the audit could not be finished: {error}", 4)
-                due = time.monotonic() + AUDIT_AGAIN
-                continue
-            self.audit["at"] = time.time()
+            unread = await self.audit_all()
+            if unread:
+                say(f"the audit has still to read {len(unread)} users: {next(iter(unread.values()))}", 4)
+            else:
+                self.audit["at"] = time.time()
             write(self.state / "audit.json", self.audit)
-            due = time.monotonic() + (AUDIT_AGAIN if self.audit["differences"] else AUDIT_SECONDS)
+            due = time.monotonic() + (AUDIT_AGAIN if unread or self.audit["differences"] else AUDIT_SECONDS)
+
+    async def audit_all(self) -> dict[str, str]:
+        """Reads the mail of all own users. Returns those who could not be read now, and why: that is no verdict."""
+        try:
+            users = await self.users()
+        except OSError as error:
+            return {"*": str(error)}
+        self.audit["differences"] = {u: said for u, said in self.audit["differences"].items() if u in users}
+        unread: dict[str, str] = {}
+        for user in filter(self.configuration.initiates, users):
+            started = time.monotonic()
+            try:
+                await self.audit_user(user)
+            except OSError as error:
+                unread[user] = str(error)
+            # Readers of mail come first: at most a third of the time is spent on this.
+            await asyncio.sleep(2 * (time.monotonic() - started))
+        return unread
 
     async def audit_user(self, user: str) -> str | None:
         """Reads all mail of a user at both hosts; where they differ, syncs and looks again. Returns what is wrong."""
@@ -775,13 +784,7 @@ class Daemon:
         for attempt in range(AUDIT_TRIES):
             if attempt:
                 await self.synced(user)
-            try:
-                mine, theirs = await asyncio.gather(self.contents(user), self.contents_at_peer(user))
-            except OSError as error:
-                if not self.peer.up:
-                    raise
-                wrong = str(error)
-                continue
+            mine, theirs = await asyncio.gather(self.contents(user), self.contents_at_peer(user))
             differ = sorted(guid for guid in {*mine, *theirs} if mine.get(guid) != theirs.get(guid))
             unreadable = sorted({guid for side in (mine, theirs) for guid in side if side[guid].startswith("unread")})
             wrong = None

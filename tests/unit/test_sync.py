@@ -282,6 +282,21 @@ def test_the_state_is_told_to_people_and_machines(daemon: Daemon) -> None:
     assert "STUCK    ann" in describe(state) and "no such luck" in describe(state)
 
 
+def test_an_audit_that_could_not_be_made_is_no_difference(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = user_of(daemon.configuration, mine=True)
+
+    async def users() -> list[str]:
+        return [mine]
+
+    async def away(user: str) -> dict[str, str]:
+        raise OSError("Dovecot is down")
+
+    monkeypatch.setattr(daemon, "users", users)
+    monkeypatch.setattr(daemon, "contents", away)
+    assert asyncio.run(daemon.audit_all()) == {mine: "Dovecot is down"}
+    assert not daemon.audit["differences"]
+
+
 def test_two_daemons_meet_over_one_connection(daemon: Daemon) -> None:
     async def meet() -> dict[str, Any]:
         server = await asyncio.start_server(daemon.serve, "127.0.0.1", 0)
