@@ -46,6 +46,8 @@ HOPS: Mapping[int, tuple[str, str, Mapping[str, object]]] = {
     maildrop.SIEVE_PROXY: ("sieve", "starttls", {"proxy": True}),
     replication.SYNC_PORT: ("http", "implicit", {**OWN, "path": "/metrics"}),
     rspamd.SCANNER: ("tcp", "none", {}),
+    smtp_out.MAILBOXES: ("smtp", "starttls", {}),
+    smtp_out.REDIRECTED: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION_PROXY: ("smtp", "starttls", {"proxy": True}),
     webmail.WEB: ("http", "implicit", {}),

@@ -67,6 +67,15 @@ def move(request: dict[str, Any]) -> dict[str, Any]:
         return {"moved": status == "OK", "seconds": time.monotonic() - started}
 
 
+def look(request: dict[str, Any]) -> dict[str, Any]:
+    """What a mail program learns after its login: folders with their uses (RFC 6154), and the quota (RFC 9208)."""
+    with imaplib.IMAP4_SSL(request["server"], 993, ssl_context=_context(request), timeout=20) as imap:
+        imap.login(request["user"], request["password"])
+        folders = [line.decode() for line in imap.list()[1] if isinstance(line, bytes)]
+        quota = [line.decode() for lines in imap.getquotaroot("INBOX")[1] for line in lines if isinstance(line, bytes)]
+        return {"folders": folders, "quota": quota}
+
+
 def submit(request: dict[str, Any]) -> dict[str, Any]:
     """Submits a mail with STARTTLS and a password on 587; an answer to another mail when ``original`` is given."""
     message = EmailMessage(policy=email.policy.SMTP)
@@ -256,7 +265,16 @@ def main() -> int:
     return 0
 
 
-ACTIONS = {"fetch": fetch, "move": move, "submit": submit, "talk": talk, "raw": raw, "sieve": sieve, "web": web}
+ACTIONS = {
+    "fetch": fetch,
+    "look": look,
+    "move": move,
+    "submit": submit,
+    "talk": talk,
+    "raw": raw,
+    "sieve": sieve,
+    "web": web,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -252,6 +252,11 @@ class Stack(StackFile):
         """The machine user of a host with the role relay-client."""
         return next(name for name, user in self.machine_users.items() if host.name in user.hosts)
 
+    def primary_address(self, account: str) -> str:
+        """The address that an account's filters write as: its own in the service's domain, else its first one."""
+        addresses, own = list(self.addresses_of(account)), f"{account}@{self.domain}"
+        return own if own in addresses else next(iter(addresses), self.postmaster_address)
+
     def addresses_of(self, account: str) -> Iterator[str]:
         """The addresses an account may send as: those that lead to it directly, and its ``send_as``."""
         for domain in self.sending_domains:

@@ -33,10 +33,11 @@ def submission_users(stack: Stack) -> dict[str, str]:
 
 
 def mailbox_users(stack: Stack, host: Host) -> dict[str, str]:
-    """Everybody who has a mailbox, with its quota: a rule for Dovecot 2.3, a setting for 2.4."""
+    """Everybody who has a mailbox: its quota, a rule for Dovecot 2.3, a setting for 2.4; the address of its filters."""
     quota = "quota_storage_size=" if stack.release_of(host) >= 13 else "quota_rule=*:storage="
     return {
         name: f"{account.password.get_secret_value()}::::::userdb_{quota}{account.quota}"
+        f" userdb_sieve_user_email={stack.primary_address(name)}"
         for name, account in stack.accounts.items()
     }
 

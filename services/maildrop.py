@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import dovecot, learning, postfix, replication
+from services import dovecot, learning, postfix, replication, smtp_out
 from services.service import Compile, Directory, File, Listen, Service, Source, Unit, User
 from services.table import table
 
 IMAPS, IMAPS_PROXY = 993, 10993
 SIEVE, SIEVE_PROXY = 4190, 14190
 """Ports for clients of the sites, and ports for front ends alone, which speak the PROXY protocol."""
+SIEVE_MAIL = 10026
+"""On loopback: where Dovecot brings what users' filters send."""
+SCRIPTS = "/etc/dovecot/sieve"
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -49,6 +52,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 replicates=replication.peer_of(stack, host) is not None,
                 replication=replication,
                 learning=learning,
+                smtp_out=smtp_out,
+                sieve_mail=SIEVE_MAIL,
+                scripts=SCRIPTS,
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
             ),
             File(
@@ -65,7 +71,10 @@ def configure(stack: Stack, host: Host) -> Service:
                 reload_on=("/etc/posthorn/", replication.PASSWORD),
             ),
         ),
-        compiles=(Compile(("sievec", "/etc/dovecot/sieve/before.d"), of="/etc/dovecot/sieve/"),),
+        compiles=tuple(
+            Compile(("sievec", f"{SCRIPTS}/{part}"), of=f"{SCRIPTS}/{part}")
+            for part in ("before.d", "default.sieve", "after.d")
+        ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
         health=(
             {**smtp, "port": 25, "tls": "starttls"},

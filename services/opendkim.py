@@ -22,10 +22,12 @@ def signing_key(stack: Stack, domain: str) -> str:
 def configure(stack: Stack, host: Host) -> Service:
     """One key per domain, which signs for its subdomains too.
 
-    Where users submit, there are those of all domains; other hosts sign their own bounces, with the service's.
+    Where users submit, and the mailbox hosts send, there are those of all domains; smtp-in signs what it says itself,
+    with the service's.
     """
     selector = stack.dkim.selector
     domains = tuple(stack.sending_domains) if host.has(Role.SMTP_OUT) else (stack.own_domain,)
+    speaks_for = stack.local_addresses(Role.MAILDROP) if host.has(Role.SMTP_OUT) else ()
     names = {domain: f"{KEYS}/{selector}-{domain}.private" for domain in domains}
     key_table = "".join(f"{domain} {domain}:{selector}:{path}\n" for domain, path in sorted(names.items()))
     # The first match wins: the domain that is most alike comes before those above it.
@@ -36,7 +38,7 @@ def configure(stack: Stack, host: Host) -> Service:
         name="opendkim",
         packages=("opendkim",),
         files=(
-            *render_tree("opendkim", stack=stack, host=host),
+            *render_tree("opendkim", speaks_for=speaks_for),
             File("/etc/opendkim/keytable", key_table),
             File("/etc/opendkim/signers", signing_table),
         ),

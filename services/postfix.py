@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.network import Role
 from model.stack import Host, Stack
 from services import identity, opendkim
 from services.render import render_tree
@@ -36,19 +37,28 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, **values: Any) -
     """
     shown = identity.shown(stack, host)
     own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
+    # What they write leaves with a sender that SPF knows, and whose bounces somebody reads.
+    names = (host.fqdn, *(stack.public_name(name) for name in ("smtp_in", "smtp_out", "imap")))
+    senders = dict.fromkeys((f"@{name}" for name in names), f"postmaster@{stack.own_domain}")
     rendered = render_tree(
         tree,
         release=stack.release_of(host),
         stack=stack,
         host=host,
         identity=identity,
-        milter=opendkim.MILTER,
+        # What the mailbox hosts say is signed where it leaves, on smtp-out.
+        milter="" if host.has(Role.MAILDROP) else opendkim.MILTER,
         shown=shown,
         chain=shown.certificate if public else identity.CERTIFICATE,
         **values,
     )
     sni = table(dict.fromkeys(shown.internal, f"{identity.KEY}, {identity.CERTIFICATE}"))
-    return (*rendered, File(f"{FOLDER}aliases", table(own)), *((File(f"{FOLDER}sni", sni),) if sni else ()))
+    return (
+        *rendered,
+        File(f"{FOLDER}aliases", table(own)),
+        File(f"{FOLDER}own-senders", table(senders)),
+        *((File(f"{FOLDER}sni", sni),) if sni else ()),
+    )
 
 
 def mailbox(stack: Stack, account: str) -> str:

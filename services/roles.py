@@ -51,7 +51,7 @@ RELAY: tuple[Configure, ...] = (rspamd_proxy.configure, opendkim.configure, tls_
 OF_ROLE: dict[Role, tuple[Configure, ...]] = {
     Role.SMTP_IN: (*RELAY, postsrsd.configure, smtp_in.configure),
     Role.SMTP_OUT: (*RELAY, smtp_out.configure),
-    Role.MAILDROP: (opendkim.configure, replication.guard, replication.configure, maildrop.configure, learning.send),
+    Role.MAILDROP: (replication.guard, replication.configure, maildrop.configure, learning.send),
     Role.FRONTEND: (frontend.configure, discovery.configure),
     Role.WEBMAIL: (webmail.configure,),
     Role.RSPAMD: (rspamd.configure, learning.receive),

@@ -11,6 +11,8 @@ from services.table import table
 
 SUBMISSION, SUBMISSION_PROXY = 587, 10587
 """Port for clients of the sites, and port for front ends alone, which say by the PROXY protocol who is behind them."""
+MAILBOXES, REDIRECTED = 10588, 10589
+"""Ports for the mailbox hosts alone: what they say themselves, and what users' filters send on."""
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -36,6 +38,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 tls_policy=tls_policy.TABLE,
                 submission=SUBMISSION,
                 submission_proxy=SUBMISSION_PROXY,
+                mailboxes=MAILBOXES,
+                redirected=REDIRECTED,
+                maildrops=stack.local_addresses(Role.MAILDROP),
                 users=dovecot.USERS,
                 webmails=stack.local_addresses(Role.WEBMAIL),
             ),
@@ -52,5 +57,6 @@ def configure(stack: Stack, host: Host) -> Service:
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
             Listen(SUBMISSION_PROXY, frm=stack.local_addresses(Role.FRONTEND)),
+            *(Listen(port, frm=stack.local_addresses(Role.MAILDROP)) for port in (MAILBOXES, REDIRECTED)),
         ),
     )

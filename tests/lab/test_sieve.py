@@ -1,0 +1,185 @@
+"""What filters do with a user's mail, what they send, and what a full mailbox means."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lab import foreign
+from tests.lab.conftest import Lab
+from tests.lab.test_mail import eventually, in_mailbox
+
+MAILDROPS = ("maildrop-oak", "maildrop-elm")
+INSIDE = ("net.hill.example", "maildrop-", "198.18.", "2001:db8:1:")
+
+
+@contextmanager
+def filtered(lab: Lab, user: str, script: str) -> Iterator[None]:
+    """A filter that a user puts over ManageSieve, at work at both hosts; afterwards the user has none."""
+    said = lab.client("sieve", server="imap.hill.example", user=user, name="trial", script=script)["said"]
+    assert said[-1].startswith("OK"), said
+    for host in MAILDROPS:
+        eventually(lambda host=host: "trial ACTIVE" in lab.run(host, "doveadm", "sieve", "list", "-u", user).stdout)  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        lab.run(MAILDROPS[0], "doveadm", "sieve", "deactivate", "-u", user)
+        lab.run(MAILDROPS[0], "doveadm", "sieve", "delete", "-u", user, "trial")
+        for host in MAILDROPS:
+            lab.run(host, "posthorn-sync", "now", user)
+
+
+def abroad(lab: Lab, mark: str) -> str:
+    """The mail in the foreign mailbox whose header or text has a mark, waited for."""
+
+    def found() -> str | None:
+        return next((mail for mail in foreign.mails(lab.state) if mark in mail), None)
+
+    return str(eventually(found, 60))
+
+
+def test_mail_that_a_filter_sends_on_passes_spf_and_keeps_its_signature_and_seal(lab: Lab) -> None:
+    token = secrets.token_hex(8)
+    with filtered(lab, "ben", 'redirect "bob@far.example";'):
+        message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject=token)
+        mail = abroad(lab, token)
+    header = mail.partition("\n\n")[0]
+    assert message_id in header
+    assert "Return-Path: <ben@hill.example>" in header
+    assert "spf=pass" in header and re.search(r"dkim=pass .*header.d=far.example", header)
+    assert "ARC-Seal:" in header
+    # The mail of others is not signed as ours.
+    assert not re.search(r"^DKIM-Signature:[^:]*d=hill.example", header, re.MULTILINE | re.DOTALL)
+    for name in INSIDE:
+        assert name not in header, header
+
+
+def test_a_false_author_gets_no_signature_of_ours_by_being_sent_on(lab: Lab) -> None:
+    token = secrets.token_hex(8)
+    text = f"From: ann@hill.example\nTo: ben@hill.example\nSubject: {token}\nMessage-ID: <{token}@far.example>\n\nx\n"
+    program = (
+        "import json,smtplib,ssl,sys\n"
+        "smtp = smtplib.SMTP('198.18.1.13', local_hostname='smtp-in.hill.example')\n"
+        "smtp.starttls(context=ssl._create_unverified_context())\n"
+        "smtp.sendmail('x@far.example', ['ben@maildrop.net.hill.example'], json.load(sys.stdin))\n"
+    )
+    with filtered(lab, "ben", 'redirect "bob@far.example";'):
+        done = lab.run("smtp-in-oak", "python3", "-c", program, text=json.dumps(text))
+        assert done.returncode == 0, done.stderr
+        mail = abroad(lab, token)
+    assert "d=hill.example" not in mail.partition("\n\n")[0], mail
+
+
+def test_an_answer_of_a_filter_is_signed_and_answers_no_answer(lab: Lab) -> None:
+    words = f"away {secrets.token_hex(8)}"
+    with filtered(lab, "ben", f'require "vacation"; vacation :days 1 "{words}";'):
+        message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="There?")
+        answer = abroad(lab, words)
+        header = answer.partition("\n\n")[0]
+        assert f"In-Reply-To: {message_id}" in header
+        assert re.search(r"^From: .*ben@hill.example", header, re.MULTILINE)
+        assert "Return-Path: <>" in header and "Auto-Submitted: auto-replied" in header
+        assert re.search(r"dkim=pass .*header.d=hill.example", header) and "dmarc=pass" in header
+        for name in INSIDE:
+            assert name not in header, header
+        # Another robot, and the same person again, get none.
+        robot = f"<{secrets.token_hex(8)}@far.example>"
+        text = (
+            f"From: carl@far.example\nTo: ben@hill.example\nSubject: Also away\nMessage-ID: {robot}\n"
+            "Auto-Submitted: auto-replied\n\nI am away too.\n"
+        )
+        lab.run("foreign", "sendmail", "-f", "bob@far.example", "ben@hill.example", text=text)
+        assert in_mailbox(lab, "ben", robot)
+        again = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Still there?")
+        assert in_mailbox(lab, "ben", again)
+    answers = [mail for mail in foreign.mails(lab.state) if words in mail]
+    assert len(answers) == 1, answers
+
+
+def test_root_s_mail_and_bounces_of_a_mailbox_host_leave_signed(lab: Lab) -> None:
+    token = secrets.token_hex(8)
+    for host in MAILDROPS:
+        lab.run(host, "sendmail", "bob@far.example", text=f"Subject: {token} {host}\n\nx\n")
+        header = abroad(lab, f"{token} {host}").partition("\n\n")[0]
+        assert re.search(r"dkim=pass .*header.d=hill.example", header), header
+        assert "Return-Path: <postmaster@hill.example>" in header and "spf=pass" in header, header
+        assert "net.hill.example" not in header, header
+
+
+def test_mail_to_a_subaddress_goes_to_its_folder_where_the_user_has_one(lab: Lab) -> None:
+    for folder in ("dale", "Sent"):
+        lab.run(MAILDROPS[0], "doveadm", "mailbox", "create", "-u", "ann", folder)
+    try:
+        # ann@dale.example is ann+dale.
+        message_id = foreign.send(lab.state, sender="bob@far.example", to="ann@dale.example", subject="To dale")
+        assert in_mailbox(lab, "ann", message_id, folder="dale")
+        for detail in ("nowhere", "sent"):
+            message_id = foreign.send(
+                lab.state, sender="bob@far.example", to=f"ann+{detail}@hill.example", subject="To none"
+            )
+            assert in_mailbox(lab, "ann", message_id)
+    finally:
+        lab.run(MAILDROPS[0], "doveadm", "mailbox", "delete", "-u", "ann", "dale")
+
+
+def test_a_filter_may_edit_headers_and_run_nothing(lab: Lab) -> None:
+    script = 'require "editheader"; addheader "X-Trial" "yes";'
+    with filtered(lab, "ben", script):
+        message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Edited")
+        assert "X-Trial: yes" in in_mailbox(lab, "ben", message_id)
+    script = 'require "vnd.dovecot.pipe"; pipe "learn";'
+    said = lab.client("sieve", server="imap.hill.example", user="ben", name="bad", script=script)["said"]
+    assert said[-1].startswith("NO"), said
+
+
+def test_a_mail_program_finds_folders_by_their_use_and_the_quota(lab: Lab) -> None:
+    seen = lab.client("look", server="imap.hill.example", user="ann")
+    for use in ("Drafts", "Junk", "Sent", "Trash"):
+        assert any(f"\\{use}" in folder for folder in seen["folders"]), seen
+    assert any(re.search(r"STORAGE \d+ 102400", line) for line in seen["quota"]), seen
+
+
+@pytest.fixture
+def full(lab: Lab) -> Iterator[None]:
+    """Ben's mailbox, in which there is a mail, and no room for another for a while."""
+    first = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="The first")
+    assert in_mailbox(lab, "ben", first)
+    users = "/etc/dovecot/users"
+    for host in MAILDROPS:
+        lab.run(host, "cp", "-a", users, f"{users}.kept")
+        lab.run(host, "sed", "-i", "-E", r"/^ben:/s/(storage(_size)?=)100M/\11k/", users)
+        lab.run(host, "chown", f"--reference={users}.kept", users)
+    yield
+    for host in MAILDROPS:
+        lab.run(host, "mv", f"{users}.kept", users)
+
+
+def test_mail_for_a_full_mailbox_waits_at_smtp_in_and_comes_when_there_is_room(lab: Lab, full: None) -> None:
+    inbound = ("smtp-in-oak", "smtp-in-elm", "smtp-in-ash")
+
+    def told() -> bool:
+        quota = lab.client("look", server="imap.hill.example", user="ben")["quota"]
+        return any(re.search(r"STORAGE \d+ 1\b", line) for line in quota)
+
+    eventually(told)
+    message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="No room")
+
+    def waits() -> bool:
+        return any("The mailbox is full" in lab.run(host, "postqueue", "-p").stdout for host in inbound)
+
+    eventually(waits)
+    for host in MAILDROPS:
+        lab.run(host, "sh", "-c", "test -e /etc/dovecot/users.kept && cp -a /etc/dovecot/users.kept /etc/dovecot/users")
+
+    def waits_no_more() -> bool:
+        for host in inbound:
+            lab.run(host, "postqueue", "-f")
+        return not waits()
+
+    eventually(waits_no_more)
+    assert in_mailbox(lab, "ben", message_id)
