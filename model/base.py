@@ -78,7 +78,14 @@ def _address(value: object) -> str:
     return f"{_local_part(local)}@{_dns_name(domain)}"
 
 
+def _selector(value: str) -> str:
+    """A DKIM selector: one label, whose case is kept as it was chosen (RFC 6376 section 3.1)."""
+    _label(value.lower())
+    return value
+
+
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
 Label = Annotated[str, AfterValidator(_label)]
+Selector = Annotated[str, AfterValidator(_selector)]
 LocalPart = Annotated[str, BeforeValidator(_local_part)]
 MailAddress = Annotated[str, BeforeValidator(_address)]

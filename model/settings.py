@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, IPvAnyAddress, IPvAnyNetwork
 
-from model.base import DnsName, Frozen, Label, MailAddress
+from model.base import DnsName, Frozen, Label, MailAddress, Selector
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -152,9 +152,9 @@ class Acme(Frozen):
 class Dkim(Frozen):
     """DKIM selectors (RFC 6376 section 3.1): all of ``published`` stand in DNS, ``selector`` signs."""
 
-    selector: Label
+    selector: Selector
     """The one that signs."""
-    published: tuple[Label, ...] = ()
+    published: tuple[Selector, ...] = ()
     """Others whose keys stand in DNS: the one before, or the one to come."""
 
 

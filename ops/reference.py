@@ -37,6 +37,7 @@ WORDS: dict[Any, str] = {
     "IPvAnyNetwork": "network",
     "_dns_name": "DNS name",
     "_label": "label",
+    "_selector": "label",
     "_local_part": "local part",
     "_alias_key": "local part or `*`",
     "_address": "mail address",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
-from model.load import load
+from model.keys import PrivateKeys, PublicKeys
+from model.load import load, parse, read_file
 from model.stack import Stack
+from ops.keys import complete
 from services.bundle import bundle
 from services.zones import RRset, rrsets
 from tests.unit.conftest import STACKS
+from tests.unit.test_platform import Recorder, build, recorder
+
+__all__ = ["recorder"]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +138,9 @@ def test_limits_are_the_told_ones(ipng: Stack) -> None:
         "message_size_limit = 52428800",
     ):
         assert f"{line}\n" in text
-    assert "mail_max_userip_connections = 50\n" in file(ipng, "maildrop0-ddln0", "/etc/dovecot/dovecot.conf")
+    dovecot = file(ipng, "maildrop0-ddln0", "/etc/dovecot/dovecot.conf")
+    assert "mail_max_userip_connections = 50\n" in dovecot
+    assert "service managesieve {\n  process_limit = 256\n}" in dovecot
 
 
 def test_aliases_lead_where_they_are_told_to(ipng: Stack) -> None:
@@ -140,3 +148,72 @@ def test_aliases_lead_where_they_are_told_to(ipng: Stack) -> None:
     assert virtual["pim@ipng.ch"] == virtual["pim@ipng.nl"] == "pim+ipng@maildrop.net.ipng.ch"
     assert virtual["noc@frys-ix.net"] == "pim+frysix@maildrop.net.ipng.ch, noc@eritap.com"
     assert virtual["event@frys-ix.net"] == "someplace@example.com"
+
+
+def test_every_domain_is_signed_for_by_the_told_selector(ipng: Stack) -> None:
+    keys = file(ipng, "smtp-out-nlams2", "/etc/opendkim/keytable")
+    assert "ipng.ch ipng.ch:DKIM2022:/etc/opendkim/keys/DKIM2022-ipng.ch.private\n" in keys
+    signers = file(ipng, "smtp-out-nlams2", "/etc/opendkim/signers").splitlines()
+    for domain in ("ipng.nl", "ipng.ch", "ublog.tech"):
+        assert f"*@{domain} {domain}" in signers and f"*@*.{domain} {domain}" in signers
+
+
+def test_addresses_that_nobody_reads_are_thrown_away_and_every_domain_has_its_people(ipng: Stack) -> None:
+    virtual = dict(line.split(" ", 1) for line in file(ipng, "smtp-in-chrma0", "/etc/postfix/virtual").splitlines())
+    assert virtual["noreply@ipng.ch"] == "noreply@discard.invalid"
+    for name in ("postmaster", "hostmaster", "abuse"):
+        for domain in ("ipng.ch", "ipng.nl", "frys-ix.net"):
+            assert virtual[f"{name}@{domain}"] == f"pim+{name}@maildrop.net.ipng.ch"
+    assert virtual["arend@frys-ix.net"] == "arend+frysix@eritap.com"
+    domains = file(ipng, "smtp-in-chrma0", "/etc/postfix/virtual-domains").split()[::3]
+    assert {"ublog.tech", "frys-ix.net", "ipng.nl", "ipng.ch"} <= set(domains)
+
+
+def test_smtp_in_takes_25_and_465_without_a_login_and_smtp_out_587_alone(ipng: Stack) -> None:
+    def services(host: str) -> list[str]:
+        lines = file(ipng, host, "/etc/postfix/master.cf").splitlines()
+        return [line.split()[0] for line in lines if re.match(r"\S+\s+inet\s", line) and not line.startswith("127.")]
+
+    assert services("smtp-in-nlams2") == services("maildrop0-chbtl0") == ["smtp", "smtps"]
+    # Its twin for the front ends, and two for the mailbox hosts.
+    assert services("smtp-out-frggh0") == ["587", "10587", "10588", "10589"]
+    assert "sasl" not in file(ipng, "smtp-in-nlams2", "/etc/postfix/main.cf")
+
+
+def test_filters_are_kept_as_told(ipng: Stack) -> None:
+    text = file(ipng, "maildrop0-chbtl0", "/etc/dovecot/dovecot.conf")
+    for line in (
+        "mail_location = mdbox:~/mdbox",
+        "sieve_before = /etc/dovecot/sieve/before.d",
+        "sieve_after = /etc/dovecot/sieve/after.d",
+        "sieve_extensions = +editheader",
+        "sieve_plugins = sieve_imapsieve sieve_extprograms",
+        "sieve_global_extensions = +vnd.dovecot.pipe",
+        "imapsieve_mailbox1_name = Junk",
+        "imapsieve_mailbox2_from = Junk",
+    ):
+        assert f"  {line}\n" in text or f"{line}\n" in text
+
+
+def test_front_ends_send_their_own_mail_by_smtp_out(ipng: Stack) -> None:
+    text = file(ipng, "nginx0-chrma0", "/etc/smtpd.conf")
+    assert 'relay host "smtp+tls://stack@smtp-out.net.ipng.ch:587" auth <secrets>' in text
+    assert 'mail-from "postmaster@ipng.ch"' in text
+
+
+def test_the_web_mail_is_in_lille_and_has_a_standby(ipng: Stack) -> None:
+    assert [host.name for host in ipng.hosts_with("webmail")] == ["nginx0-frggh0", "nginx0-nlams2"]
+    assert "webmail.ipng.ch" in file(ipng, "nginx0-chrma0", "/etc/nginx/nginx.conf")
+
+
+def test_the_case_study_can_be_previewed(recorder: Recorder, ipng: Stack) -> None:
+    ring = complete(ipng, PublicKeys(), PrivateKeys())
+    config = read_file(STACKS / "Pulumi.ipng.yaml")
+    config["keys"] = {"public": ring.public, "private": json.dumps(ring.private)}
+    build(parse("ipng", "Pulumi.ipng.yaml", config))
+    assert len(recorder.of_type("remote:Command")) == 2 * 11
+    machines = recorder.of_type("libvirt:index/domain:Domain")
+    assert set(machines) == set(ipng.hosts)
+    assert {(m.inputs["vcpu"], m.inputs["memory"]) for m in machines.values()} == {(4, 8192)}
+    # Its zones are published elsewhere.
+    assert not recorder.of_type("pulumi-python:dynamic")
