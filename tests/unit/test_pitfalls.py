@@ -1,0 +1,143 @@
+"""What goes wrong in set-ups of this kind (docs/case-study.md has the list): the settings that keep us out of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.load import parse
+from model.stack import Stack
+from services.bundle import bundle
+
+ROOT = Path(__file__).parents[2]
+POSTFIX = ("smtp-in-oak", "smtp-out-elm", "maildrop-oak")
+
+
+@pytest.fixture(scope="module", params=[12, 13])
+def files(request: pytest.FixtureRequest, keyed_config: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Host to path to text, on both releases."""
+    config = keyed_config | {"service": keyed_config["service"] | {"release": request.param}}
+    stack: Stack = parse("lab", "Pulumi.lab.yaml", config)
+    return {
+        name: {path: file["content"] for path, file in bundle(stack, host)["files"].items()}
+        for name, host in stack.all_hosts.items()
+    }
+
+
+def main_cf(files: dict[str, dict[str, str]], host: str) -> dict[str, str]:
+    text = re.sub(r"\n[ \t]+", " ", re.sub(r"^#.*\n", "", files[host]["/etc/postfix/main.cf"], flags=re.MULTILINE))
+    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+@pytest.mark.parametrize("host", POSTFIX)
+def test_nothing_is_smuggled_and_only_loopback_is_trusted(files: dict[str, dict[str, str]], host: str) -> None:
+    settings = main_cf(files, host)
+    assert settings["smtpd_forbid_bare_newline"] == "normalize"
+    assert settings["smtpd_forbid_bare_newline_exclusions"] == ""
+    assert settings["smtpd_forbid_unauth_pipelining"] == "yes"
+    assert settings["mynetworks"] == "127.0.0.0/8 [::1]/128"
+
+
+@pytest.mark.parametrize("host", POSTFIX)
+def test_receivers_without_tls_get_their_mail_and_nothing_deprecated_is_set(
+    files: dict[str, dict[str, str]], host: str
+) -> None:
+    settings = main_cf(files, host)
+    assert settings["smtp_tls_security_level"] == "dane" and settings["smtp_dns_support_level"] == "dnssec"
+    gone = {"smtpd_use_tls", "smtp_use_tls", "smtpd_enforce_tls", "smtpd_tls_dh1024_param_file", "disable_dns_lookups"}
+    assert not gone & set(settings) and not [key for key in settings if key.endswith("_per_site")]
+
+
+def test_no_map_needs_berkeley_db_and_no_file_of_dh_parameters_is_asked_for(files: dict[str, dict[str, str]]) -> None:
+    for host, texts in files.items():
+        for path, text in texts.items():
+            if path.startswith("/etc/postfix/"):
+                assert not re.search(r"(^|[\s=])(hash|btree):", text), f"{host}: {path}"
+            if path.startswith("/etc/dovecot/"):
+                assert "ssl_dh" not in text
+
+
+@pytest.mark.parametrize("host", POSTFIX)
+def test_a_filter_that_is_away_defers_and_is_asked_on_loopback_alone(
+    files: dict[str, dict[str, str]], host: str
+) -> None:
+    settings = main_cf(files, host)
+    assert settings["milter_default_action"] == "tempfail"
+    asked = " ".join(settings.get(key, "") for key in ("smtpd_milters", "non_smtpd_milters"))
+    assert all(milter.startswith("inet:127.0.0.1:") for milter in asked.replace(",", " ").split())
+
+
+def test_bounces_are_signed_where_they_leave(files: dict[str, dict[str, str]]) -> None:
+    for host in ("smtp-in-oak", "smtp-out-elm"):
+        settings = main_cf(files, host)
+        assert "8891" in settings["non_smtpd_milters"] and "bounce" in settings["internal_mail_filter_classes"]
+    # The mailbox hosts have no key, and no way but through smtp-out.
+    assert main_cf(files, "maildrop-oak")["default_transport"] == "smtp-out:[smtp-out.net.hill.example]:10588"
+    assert "/etc/opendkim.conf" not in files["maildrop-oak"]
+    assert "2001:db8:1:1::13" in files["smtp-out-elm"]["/etc/opendkim.conf"]
+
+
+def test_what_filters_send_on_is_never_signed(files: dict[str, dict[str, str]]) -> None:
+    checks = files["maildrop-elm"]["/etc/postfix/sieve"]
+    assert "/^X-Sieve-Redirected-From:/  FILTER smtp-out:[smtp-out.net.hill.example]:10589\n" in checks
+    services = re.split(r"\n(?=\S)", files["smtp-out-oak"]["/etc/postfix/master.cf"])
+    redirected = next(text for text in services if text.startswith("10589"))
+    assert "-o smtpd_milters=\n" in redirected
+    own = next(text for text in services if text.startswith("10588"))
+    assert "-o smtpd_milters=inet:127.0.0.1:8891\n" in own
+    for text in (own, redirected):
+        assert "check_client_access cidr:/etc/postfix/maildrops, reject" in text
+
+
+def test_clients_are_known_behind_the_front_ends_and_nobody_else_may_say_who_they_are(
+    files: dict[str, dict[str, str]],
+) -> None:
+    assert "proxy_protocol on;" in files["frontend-oak"]["/etc/nginx/nginx.conf"]
+    for host, ports in (("smtp-out-oak", ("10587",)), ("maildrop-oak", ("10993", "14190"))):
+        for port in ports:
+            rules = [line for line in files[host]["/etc/nftables.conf"].splitlines() if f"dport {port} " in line]
+            assert rules and all("saddr { 198.18.1.14, " in r or "saddr { 2001:db8:1:1::14, " in r for r in rules)
+    assert "permit_mynetworks" not in files["smtp-out-oak"]["/etc/postfix/main.cf"]
+
+
+def test_srs_is_for_what_leaves_and_headers_of_others_stay(files: dict[str, dict[str, str]]) -> None:
+    settings = main_cf(files, "smtp-in-ash")
+    assert settings["local_header_rewrite_clients"] == ""
+    assert settings["recipient_canonical_classes"] == "envelope_recipient"
+    assert "10001" not in settings["sender_canonical_maps"]
+    assert "sender_canonical_maps=tcp:127.0.0.1:10001" in files["smtp-in-ash"]["/etc/postfix/master.cf"]
+
+
+def test_blocklists_refuse_by_masked_replies_alone(files: dict[str, dict[str, str]]) -> None:
+    restrictions = main_cf(files, "smtp-in-oak")["smtpd_recipient_restrictions"]
+    asked = re.findall(r"reject_r(?:bl|hsbl)\w+ \S+", restrictions)
+    assert asked and all("=" in rule for rule in asked)
+
+
+def test_every_mx_knows_every_recipient_and_no_user_writes_as_another(files: dict[str, dict[str, str]]) -> None:
+    tables = {files[f"smtp-in-{site}"]["/etc/postfix/virtual"] for site in ("oak", "elm", "ash")}
+    assert len(tables) == 1
+    assert "reject_unlisted_recipient" in main_cf(files, "smtp-in-elm")["smtpd_recipient_restrictions"]
+    settings = main_cf(files, "smtp-out-ash")
+    assert "reject_sender_login_mismatch" in settings["smtpd_sender_restrictions"]
+    assert settings["smtpd_sender_login_maps"] == "texthash:/etc/postfix/senders"
+
+
+def test_doveadm_listens_on_loopback_and_trash_teaches_no_ham(files: dict[str, dict[str, str]]) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    assert re.search(r"service doveadm \{\s+inet_listener( doveadm)? \{\s+(address|listen) = 127\.0\.0\.1", text)
+    ham = files["maildrop-oak"]["/etc/dovecot/sieve/learn/ham.sieve"]
+    assert 'if environment :is "imap.mailbox" "Trash"' in ham
+
+
+def test_the_page_of_the_case_study_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "case-study.md").read_text()
+    named = set(re.findall(r"`((?:templates|services|stacks|tests)/[\w./-]+)`", page))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    # All 29, in their order.
+    assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == [str(number) for number in range(1, 30)]
