@@ -33,7 +33,7 @@ def test_only_submission_hosts_hold_the_keys_of_all_domains(keyed_stack: Stack) 
         held = [path for path in bundle(keyed_stack, host)["secrets"] if path.startswith("/etc/opendkim/keys/")]
         if host.has(Role.SMTP_OUT):
             assert len(held) == len(keyed_stack.sending_domains)
-        elif host.has(Role.SMTP_IN) or host.has(Role.MAILDROP):
+        elif host.has(Role.SMTP_IN):
             assert held == ["/etc/opendkim/keys/lab2026-hill.example.private"]
         else:
             assert not held
