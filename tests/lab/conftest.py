@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class Lab:
     """The running lab, with the operator's commands."""
 
     state: State
+    came_up: tuple[float, float] = (0.0, 0.0)
+    """From when to when it was brought up, in seconds since the epoch: no test has provoked what was logged then."""
 
     @property
     def stack_name(self) -> str:
@@ -94,11 +97,6 @@ class Lab:
         return answer
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The journals are read when all other tests have left their lines in them."""
-    items.sort(key=lambda item: item.path.name == "test_journals.py")
-
-
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A lab in containers, brought up and proved."""
@@ -111,9 +109,10 @@ def lab() -> Iterator[Lab]:
     else:
         if state.machines != "containers":
             pytest.fail(f"the lab runs with {state.machines}: make lab-down first", pytrace=False)
+    began = time.time()
     up.up(console, "containers", release=RELEASE)
     try:
-        yield Lab(load())
+        yield Lab(load(), came_up=(began, time.time()))
     finally:
         if mine:
             up.down(console)
