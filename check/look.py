@@ -276,10 +276,9 @@ def others(task: Task) -> Any:
 
     scope: dict[str, Any] = {"__name__": "wire"}
     exec(compile(task["wire"], "wire", "exec"), scope)
-    # The stack's own authority, and those of a private internet, which stand behind public names.
-    believed = (Path("/etc/posthorn/authority.pem"), Path("/etc/posthorn/roots.pem"))
-    text = "".join(file.read_text() for file in believed if file.exists())
-    return asyncio.run(scope["talk_to_all"](task["targets"], text))
+    files = {"stack": Path("/etc/posthorn/authority.pem"), "world": Path("/etc/posthorn/roots.pem")}
+    authorities = {whose: file.read_text() if file.exists() else "" for whose, file in files.items()}
+    return asyncio.run(scope["talk_to_all"](task["targets"], authorities))
 
 
 LOOKS: dict[str, Callable[[Task], Any]] = {

@@ -7,7 +7,7 @@ import datetime as dt
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography.x509 import Certificate
 
@@ -103,8 +103,25 @@ def _strangers(stack: Stack) -> list[tuple[str, str]]:
     return [*relayed, *unknown, *(("", f"postmaster@{domain}") for domain in stack.domains)]
 
 
+def _believing(stack: Stack, endpoints: Iterable[Endpoint]) -> Iterator[Endpoint]:
+    """The same, each with whose authorities its client believes: a name has one kind of certificate, and no other counts.
+
+    Where no ACME authority is named, the stack's own stands behind public names too, or whoever the operator asked.
+    """
+    certified = {name for host in stack.all_hosts.values() for name in stack.acme_names(host)}
+    for endpoint in endpoints:
+        name = endpoint.target["name"]
+        inside = name == stack.net or name.endswith(f".{stack.net}")
+        whose = ["world"] if name in certified else ["stack"] if inside else ["stack", "world"]
+        yield replace(endpoint, target={**endpoint.target, "believes": whose})
+
+
 def public(stack: Stack, without: Sequence[str] = ()) -> Iterator[Endpoint]:
     """The ports that the world connects to. TLS is tried version by version once a port, at its first address."""
+    return _believing(stack, _public(stack, without))
+
+
+def _public(stack: Stack, without: Sequence[str]) -> Iterator[Endpoint]:
     mx, imap, out = (stack.public_name(name) for name in ("smtp_in", "imap", "smtp_out"))
     strangers = _strangers(stack)
     drops, submits = stack.hosts_with(Role.MAILDROP), stack.hosts_with(Role.SMTP_OUT)
@@ -168,7 +185,7 @@ def internal(stack: Stack, opened: Listens, without: Sequence[str] = ()) -> dict
                 continue
             for client in _clients(stack, hosts, host, listen):
                 asked[client.name].append(Endpoint(host, "hop", target, BETWEEN, client.name, (host,)))
-    return asked
+    return {name: list(_believing(stack, endpoints)) for name, endpoints in asked.items()}
 
 
 def _clients(stack: Stack, hosts: Sequence[Host], host: Host, listen: Listen) -> Iterable[Host]:
@@ -196,7 +213,7 @@ def _own(stack: Stack, host: Host) -> Iterator[Endpoint]:
     """What a host asks itself, where nothing counts its connections: TLS version by version."""
     if host.has(Role.SMTP_OUT):
         more = {"versions": True, "recipients": [("", FOREIGN)]}
-        target = _target(LOOPBACK, smtp_out.SUBMISSION, "smtp", "starttls", stack.public_name("smtp_out"), **more)
+        target = _target(LOOPBACK, smtp_out.SUBMISSION, "smtp", "starttls", host.fqdn, **more)
         yield Endpoint(host, "submission", target, BETWEEN, host.name, (host,))
     if host.has(Role.MAILDROP):
         target = _target(LOOPBACK, 25, "smtp", "starttls", host.fqdn, versions=True)
@@ -317,10 +334,14 @@ def _answer(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: dt.da
 
 
 def _certificate(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: dt.datetime) -> Findings:
-    place, name = endpoint.place, endpoint.target["name"]
+    place, target, name = endpoint.place, endpoint.target, endpoint.target["name"]
     certificate = of_der(base64.b64decode(talk["certificate"]))
     if talk["verified"]:
         yield place.good(f"its certificate is for {name}, by an authority that counts")
+    elif target["believes"] == ["world"] and "issuer" in talk["unverified"] and by_authority(certificate, stack):
+        who = ", ".join(host.name for host in endpoint.whose)
+        advice = f"it is asked for within the hour: journalctl -u posthorn-certificate on {who}"
+        yield place.better(f"shows the stack's own certificate for {name} still, which strangers do not believe", advice)
     else:
         who = "see which certificate the host serves, and make up"
         yield place.wrong(f"its certificate does not prove that it is {name}: {talk['unverified']}", who)
@@ -465,6 +486,8 @@ def _document(endpoint: Endpoint, talk: Talk) -> Findings:
 
 def judge_authority(stack: Stack, talks: Sequence[tuple[Endpoint, Talk]]) -> Findings:
     """Whether strangers can verify what the public ports show."""
+    if stack.acme is not None:
+        return
     own: Mapping[str, set[str]] = defaultdict(set)
     for endpoint, talk in talks:
         if talk.get("certificate") and by_authority(of_der(base64.b64decode(talk["certificate"])), stack):

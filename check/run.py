@@ -142,11 +142,11 @@ class Check:
                 shut = [e for e in shut if e.family != version]
                 advice = f"run this from a machine with IPv{version}"
                 findings.append(Place(NETWORK, f"IPv{version}").unknown("this machine has none", advice))
-        # On a private internet with a root of its own, that is believed too.
-        authority = stack.keys.public.authority + "".join(stack.service.authorities)
+        # A private internet has a world of its own.
+        authorities = {"stack": stack.keys.public.authority, "world": "".join(stack.service.authorities)}
 
         async def talk(endpoint: Endpoint) -> tuple[Endpoint, Talk]:
-            return endpoint, await wire.talk_to(endpoint.target, authority)
+            return endpoint, await wire.talk_to(endpoint.target, authorities)
 
         async def all_of(endpoints: Sequence[Endpoint]) -> list[tuple[Endpoint, Talk]]:
             return list(await asyncio.gather(*(talk(endpoint) for endpoint in endpoints)))
@@ -171,7 +171,7 @@ class Check:
         seen = dict(
             zip(
                 (host.name for host in self._hosts_here),
-                await asyncio.gather(*(self._look(host, between[host.name]) for host in self._hosts_here)),
+                await asyncio.gather(*(self._look(host, between.get(host.name, [])) for host in self._hosts_here)),
                 strict=True,
             )
         )
@@ -185,7 +185,7 @@ class Check:
                 findings += hosts.judge_reach(stack, host, one, others=reached)
                 continue
             findings += hosts.judge(stack, host, one, now)
-            talks += zip(between[host.name], one.report.get("others", ()), strict=False)
+            talks += zip(between.get(host.name, []), one.report.get("others", ()), strict=False)
         findings += ports.judge(stack, talks, now)
         reports = {name: one.report for name, one in seen.items() if one.report is not None}
         findings += [*hosts.judge_versions(stack, reports), *hosts.judge_journals(reports)]

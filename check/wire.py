@@ -4,9 +4,9 @@ With Python's standard library alone: this file runs on the operator's machine, 
 the ports that only they can reach. A target and what came of it are plain values, as JSON has them.
 
 A target has ``address``, ``port``, ``protocol`` (smtp, imap, sieve, http, tls or tcp), ``tls`` (starttls, implicit or
-none), ``name`` (which the certificate has to hold), and may have ``proxy`` (the port wants the PROXY protocol),
-``versions`` (try TLS versions one by one), ``recipients`` (a list of sender and recipient), ``path`` (http) and
-``identity`` (files with a certificate and its key, to show).
+none), ``name`` (which the certificate has to hold), ``believes`` (whose authorities: stack, world), and may have
+``proxy`` (the port wants the PROXY protocol), ``versions`` (try TLS versions one by one), ``recipients`` (pairs of sender
+and recipient), ``path`` (http) and ``identity`` (files with a certificate and its key, to show).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import contextlib
 import functools
 import ssl
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CONNECT_SECONDS = 5.0
@@ -28,6 +28,8 @@ BODY = 65536
 
 Target = dict[str, Any]
 Talk = dict[str, Any]
+Authorities = Mapping[str, str]
+"""Whose authorities (``stack`` or ``world``) to their certificates in PEM; this machine's own are the world's too."""
 
 
 class Stopped(Exception):
@@ -75,15 +77,17 @@ class Line:
 
 
 @functools.cache
-def context(authority: str, *, verify: bool = True, identity: tuple[str, ...] = ()) -> ssl.SSLContext:
-    """A client that believes this machine's authorities, and the stack's own. Reading those takes its time: once."""
+def context(authorities: str, *, world: bool, verify: bool = True, identity: tuple[str, ...] = ()) -> ssl.SSLContext:
+    """A client that believes some authorities (PEM), and with ``world`` those of this machine. Reading them takes its
+    time: once."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if identity:
         made.load_cert_chain(*identity)
     if verify:
-        made.load_default_certs()
-        if authority:
-            made.load_verify_locations(cadata=authority)
+        if world:
+            made.load_default_certs()
+        if authorities:
+            made.load_verify_locations(cadata=authorities)
     else:
         made.check_hostname = False
         made.verify_mode = ssl.CERT_NONE
@@ -212,10 +216,11 @@ def words(error: BaseException) -> str:
 FAILURES = (OSError, Stopped, TimeoutError, ValueError, asyncio.IncompleteReadError)
 
 
-async def _session(target: Target, authority: str) -> Talk:
+async def _session(target: Target, authorities: Authorities) -> Talk:
     talk: Talk = {"connected": False, "error": "", "verified": False, "unverified": ""}
-    identity = tuple(target.get("identity", ()))
-    client = context(authority, verify=target["tls"] != "none", identity=identity)
+    identity, believes = tuple(target.get("identity", ())), target.get("believes", ())
+    text, world = "".join(authorities[whose] for whose in believes), "world" in believes
+    client = context(text, world=world, verify=target["tls"] != "none", identity=identity)
     try:
         try:
             line = await _open(target, client, talk)
@@ -223,7 +228,7 @@ async def _session(target: Target, authority: str) -> Talk:
         except ssl.SSLCertVerificationError as error:
             # Once more with closed eyes, to see what is there.
             talk["unverified"] = error.verify_message.lower() or str(error)
-            line = await _open(target, context(authority, verify=False, identity=identity), talk)
+            line = await _open(target, context("", world=False, verify=False, identity=identity), talk)
         talk["connected"] = True
         await _go_on(line, target, talk)
         await _leave(line, target)
@@ -246,10 +251,10 @@ async def _version(target: Target, low: ssl.TLSVersion, high: ssl.TLSVersion) ->
     return str(talk.get("version", ""))
 
 
-async def talk_to(target: Target, authority: str) -> Talk:
+async def talk_to(target: Target, authorities: Authorities) -> Talk:
     """One target: a session, and the versions of TLS where they are asked for. Never raises for what others do."""
     try:
-        talk = await asyncio.wait_for(_session(target, authority), TALK_SECONDS)
+        talk = await asyncio.wait_for(_session(target, authorities), TALK_SECONDS)
     except TimeoutError:
         return {"connected": False, "error": "does not go on", "silent": True, "verified": False, "unverified": ""}
     if target.get("versions") and talk["connected"]:
@@ -261,5 +266,5 @@ async def talk_to(target: Target, authority: str) -> Talk:
     return talk
 
 
-async def talk_to_all(targets: Sequence[Target], authority: str) -> list[Talk]:
-    return list(await asyncio.gather(*(talk_to(target, authority) for target in targets)))
+async def talk_to_all(targets: Sequence[Target], authorities: Authorities) -> list[Talk]:
+    return list(await asyncio.gather(*(talk_to(target, authorities) for target in targets)))

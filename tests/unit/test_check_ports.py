@@ -156,6 +156,13 @@ def test_what_is_wrong_with_a_port(
     assert found.severity is Severity.WRONG and said in found.what and found.where.startswith(host)
 
 
+def test_a_port_that_has_no_public_certificate_yet_is_waited_for(keyed_stack: Stack, talks: Talks) -> None:
+    unverified = "unable to get local issuer certificate"
+    of(talks, "smtp-in-elm", 25).update(verified=False, unverified=unverified)
+    found = judged(keyed_stack, talks)
+    assert found.severity is Severity.ADVICE and "journalctl -u posthorn-certificate on smtp-in-elm" in found.advice
+
+
 def test_a_key_of_another_host_is_not_taken_for_its_own(keyed_stack: Stack, talks: Talks) -> None:
     of(talks, "smtp-in-oak", 25)["certificate"] = certificate_of(keyed_stack, "smtp-in-elm")
     assert "its key is none that the stack has for it" in judged(keyed_stack, talks).what
