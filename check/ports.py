@@ -104,7 +104,7 @@ def _strangers(stack: Stack) -> list[tuple[str, str]]:
 
 
 def _believing(stack: Stack, endpoints: Iterable[Endpoint]) -> Iterator[Endpoint]:
-    """The same, each with whose authorities its client believes: a name has one kind of certificate, and no other counts.
+    """The same, each with whose authorities its client believes: a name has one kind of certificate, no other counts.
 
     Where no ACME authority is named, the stack's own stands behind public names too, or whoever the operator asked.
     """
@@ -340,8 +340,8 @@ def _certificate(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: 
         yield place.good(f"its certificate is for {name}, by an authority that counts")
     elif target["believes"] == ["world"] and "issuer" in talk["unverified"] and by_authority(certificate, stack):
         who = ", ".join(host.name for host in endpoint.whose)
-        advice = f"it is asked for within the hour: journalctl -u posthorn-certificate on {who}"
-        yield place.better(f"shows the stack's own certificate for {name} still, which strangers do not believe", advice)
+        advice = f"another is asked for within the hour: journalctl -u posthorn-certificate on {who}"
+        yield place.better(f"still shows the stack's own certificate for {name}: strangers do not believe it", advice)
     else:
         who = "see which certificate the host serves, and make up"
         yield place.wrong(f"its certificate does not prove that it is {name}: {talk['unverified']}", who)

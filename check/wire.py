@@ -5,8 +5,8 @@ the ports that only they can reach. A target and what came of it are plain value
 
 A target has ``address``, ``port``, ``protocol`` (smtp, imap, sieve, http, tls or tcp), ``tls`` (starttls, implicit or
 none), ``name`` (which the certificate has to hold), ``believes`` (whose authorities: stack, world), and may have
-``proxy`` (the port wants the PROXY protocol), ``versions`` (try TLS versions one by one), ``recipients`` (pairs of sender
-and recipient), ``path`` (http) and ``identity`` (files with a certificate and its key, to show).
+``proxy`` (the port wants the PROXY protocol), ``versions`` (try TLS versions one by one), ``recipients`` (pairs of
+sender and recipient), ``path`` (http) and ``identity`` (files with a certificate and its key, to show).
 """
 
 from __future__ import annotations
