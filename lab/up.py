@@ -193,6 +193,13 @@ def wait_for_certificates(state: State, live: Stack) -> None:
             raise LabError(f"{', '.join(waiting)}: no certificate from Pebble; {waiting[0]} says: {words}")
 
 
+def _check(state: State, name: str) -> None:
+    """All has to be as the stack says. What was just pushed may still be settling: it is asked twice."""
+    command = [sys.executable, "-m", "ops", "check", name]
+    if all(state.run_in("operator", command).returncode == 1 for _ in range(2)):
+        raise LabError("something is wrong: see above")
+
+
 def up(
     console: Console,
     machines: str,
@@ -230,7 +237,7 @@ def up(
         with phases.phase("proof"):
             prove(state, console)
         with phases.phase("check"):
-            _ops(state, "check", name)
+            _check(state, name)
     console.print(phases.summary())
     status(console)
 

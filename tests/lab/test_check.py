@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import subprocess
 import time
@@ -10,11 +11,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from lab import faults, internet
 from tests.lab.conftest import Lab
 
-KEY, CERTIFICATE = "/etc/posthorn/tls/host.key", "/etc/posthorn/tls/host.pem"
+KEY, CERTIFICATE = "/etc/posthorn/tls/host.key", "/etc/posthorn/tls/public.pem"
 POLICY = "v=DMARC1; p=none"
 
 
@@ -97,12 +102,20 @@ def file_changed(lab: Lab) -> Iterator[None]:
 
 @contextmanager
 def certificate_expiring(lab: Lab) -> Iterator[None]:
-    """The right key with a certificate that lasts for three days, by nobody's authority."""
+    """The right key with a certificate that is nearly three months old, and by nobody's authority."""
     before = lab.run("smtp-in-elm", "cat", CERTIFICATE).stdout
-    made = ("openssl", "req", "-x509", "-new", "-key", KEY, "-days", "3", "-subj", "/CN=x", "-addext")
-    names = "subjectAltName=DNS:smtp-in.hill.example"
-    after = lab.run("smtp-in-elm", *made, names, "-addext", "basicConstraints=critical,CA:false").stdout
-    assert "BEGIN CERTIFICATE" in after
+    key = serialization.load_pem_private_key(lab.run("smtp-in-elm", "cat", KEY).stdout.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")]), dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=87))
+        .not_valid_after(now + dt.timedelta(days=3, hours=1))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("smtp-in.hill.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    after = certificate.public_bytes(serialization.Encoding.PEM).decode()
     _put(lab, after)
     try:
         yield
