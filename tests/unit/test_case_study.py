@@ -217,3 +217,15 @@ def test_the_case_study_can_be_previewed(recorder: Recorder, ipng: Stack) -> Non
     assert {(m.inputs["vcpu"], m.inputs["memory"]) for m in machines.values()} == {(4, 8192)}
     # Its zones are published elsewhere.
     assert not recorder.of_type("pulumi-python:dynamic")
+
+
+def test_the_web_mail_is_where_the_text_has_it_and_for_whom(ipng: Stack) -> None:
+    text = file(ipng, "nginx0-chrma0", "/etc/nginx/nginx.conf")
+    assert "server_name webmail.ipng.ch webmail.net.ipng.ch webmail;" in text
+    assert "return 301 https://webmail.ipng.ch$request_uri;" in text
+    assert "default webmail-nginx0-frggh0;" in text
+    assert re.search(r"geo \$welcome {\s+default 0;\s+198\.19\.0\.0/16 1;", text)
+    assert re.search(r"if \(\$welcome = 0\) {\s+return 302 https://ipng.ch/;", text)
+    settings = file(ipng, "nginx0-frggh0", "/etc/roundcube/config.inc.php")
+    for line in ("['skin'] = 'elastic'", "['default_list_mode'] = 'threads'", "['zipdownload_selection'] = true"):
+        assert f"$config{line};" in settings

@@ -153,6 +153,8 @@ class posthorn_state
         $result = $this->db->query("SELECT `language`, `preferences` FROM {$this->name('users')} WHERE `user_id` = ?", $this->user);
         $settings = $this->db->fetch_assoc($result);
         $preferences = (array) @unserialize((string) $settings['preferences'], ['allowed_classes' => false]);
+        // When the last mail was sent is this host's business.
+        unset($preferences['last_message_time']);
         ksort($preferences);
         $rows['settings'] = ['language' => (string) $settings['language'], 'preferences' => $preferences];
         // As it will be once it was written down and read again.
