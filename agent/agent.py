@@ -501,7 +501,8 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
 def runs(name: str, unit_state: dict[str, str]) -> bool:
     """Whether a unit is as it should be: active, or left out by a condition of its own (a clock in a container)."""
     now = unit_state.get("ActiveState")
-    return now == "active" or (
+    # A reload that somebody else asked for (a certificate came) is under way.
+    return now in ("active", "reloading") or (
         now == "inactive" and run("systemd-analyze", "condition", "--unit", name).returncode != 0
     )
 

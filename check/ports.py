@@ -50,6 +50,7 @@ HOPS: Mapping[int, tuple[str, str, Mapping[str, object]]] = {
     smtp_out.REDIRECTED: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION_PROXY: ("smtp", "starttls", {"proxy": True}),
+    smtp_out.SUBMISSION_WEBMAIL: ("smtp", "starttls", {}),
     webmail.WEB: ("http", "implicit", {}),
 }
 """How hosts speak to the ports that they have for one another. Dovecot's own replication port is not asked: it would
@@ -390,7 +391,7 @@ def _smtp(stack: Stack, endpoint: Endpoint, talk: Talk) -> Findings:
     if not talk["banner"].startswith(name):
         yield place.wrong(f"greets as {talk['banner']}, and not as {name}", f"see myhostname on {host.name}")
     before, after = (any(w.upper().startswith("AUTH") for w in talk.get(when, ())) for when in ("before", "after"))
-    submission = target["port"] in (smtp_out.SUBMISSION, smtp_out.SUBMISSION_PROXY)
+    submission = target["port"] in smtp_out.PORTS
     if before:
         yield place.wrong("takes passwords in clear: AUTH is offered before TLS", f"see main.cf on {host.name}")
     elif submission and not after:

@@ -100,7 +100,7 @@ def _webmail(stack: Stack, host: Host) -> Webmail:
 def _ways_of_webmail(stack: Stack) -> Iterable[Stream]:
     """The mail hosts as Roundcube reaches them, on loopback. It says itself who the client is."""
     for name, port, role, to in (
-        ("webmail-submission", webmail.SUBMISSION, Role.SMTP_OUT, smtp_out.SUBMISSION),
+        ("webmail-submission", webmail.SUBMISSION, Role.SMTP_OUT, smtp_out.SUBMISSION_WEBMAIL),
         ("webmail-imaps", webmail.IMAPS, Role.MAILDROP, maildrop.IMAPS),
         ("webmail-sieve", webmail.SIEVE, Role.MAILDROP, maildrop.SIEVE),
     ):

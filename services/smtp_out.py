@@ -9,10 +9,11 @@ from services.senders import owners
 from services.service import File, Listen, Service, Source, Unit
 from services.table import table
 
-SUBMISSION, SUBMISSION_PROXY = 587, 10587
-"""Port for clients of the sites, and port for front ends alone, which say by the PROXY protocol who is behind them."""
+SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL = 587, 10587, 12587
+"""Ports for clients of the sites, for front ends, who say by the PROXY protocol who is behind them, and for webmail."""
 MAILBOXES, REDIRECTED = 10588, 10589
 """Ports for the mailbox hosts alone: what they say themselves, and what users' filters send on."""
+PORTS = (SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL)
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -25,6 +26,7 @@ def configure(stack: Stack, host: Host) -> Service:
         "tls": "starttls",
         "refuses": "nobody@elsewhere.invalid",
     }
+    webmails = stack.local_addresses(Role.WEBMAIL)
     return Service(
         name="smtp-out",
         packages=("postfix", "postfix-lmdb", "postfix-pcre", "dovecot-core"),
@@ -41,8 +43,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 mailboxes=MAILBOXES,
                 redirected=REDIRECTED,
                 maildrops=stack.local_addresses(Role.MAILDROP),
+                submission_webmail=SUBMISSION_WEBMAIL,
                 users=dovecot.USERS,
-                webmails=stack.local_addresses(Role.WEBMAIL),
+                webmails=webmails,
             ),
             File("/etc/postfix/senders", table(owners(stack))),
         ),
@@ -58,5 +61,6 @@ def configure(stack: Stack, host: Host) -> Service:
             Listen(SUBMISSION, frm=Source.SITES),
             Listen(SUBMISSION_PROXY, frm=stack.local_addresses(Role.FRONTEND)),
             *(Listen(port, frm=stack.local_addresses(Role.MAILDROP)) for port in (MAILBOXES, REDIRECTED)),
+            *((Listen(SUBMISSION_WEBMAIL, frm=webmails),) if webmails else ()),
         ),
     )

@@ -306,7 +306,7 @@ for last in range(13):
 
 
 def test_mailboxes_and_submission_hear_who_the_user_is(lab: Lab) -> None:
-    read = ("journalctl", "-u", "dovecot", "-o", "cat", "-g", "Login: user=<ann>", "-n", "200")
+    read = ("journalctl", "-u", "dovecot", "-o", "cat", "-g", "user=<ann>", "-n", "200")
     log = lab.run("maildrop-oak", *read).stdout
     assert re.search(r"rip=(203\.0\.113\.80|2001:db8:f::80), lip=198\.18\.1\.13", log)
 

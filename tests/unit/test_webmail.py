@@ -95,6 +95,8 @@ def test_the_web_mail_may_say_where_its_users_are_and_nobody_else(bundles: dict[
     master = bundles["smtp-out-oak"]["files"]["/etc/postfix/master.cf"]["content"]
     hosts = "198.18.1.14,[2001:db8:1:1::14],198.18.2.14,[2001:db8:1:2::14]"
     assert re.findall(r"smtpd_authorized_xclient_hosts=(\S*)", master) == [hosts]
+    rules = bundles["smtp-out-oak"]["files"]["/etc/nftables.conf"]["content"]
+    assert "ip saddr { 198.18.1.14, 198.18.2.14 } tcp dport 12587 accept" in rules
 
 
 def test_the_web_mail_without_a_front_end_is_refused(config: dict[str, Any]) -> None:
