@@ -56,7 +56,11 @@ def configure(stack: Stack, host: Host) -> Service:
             Unit("dovecot.service", reload_on=("/etc/dovecot/",)),
         ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
-        health=({**probe, "port": SUBMISSION}, {**probe, "port": SUBMISSION_PROXY, "proxy": True}),
+        health=(
+            {**probe, "port": SUBMISSION},
+            {**probe, "port": SUBMISSION_PROXY, "proxy": True},
+            *(({**probe, "port": SUBMISSION_WEBMAIL},) if webmails else ()),
+        ),
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
             Listen(SUBMISSION_PROXY, frm=stack.local_addresses(Role.FRONTEND)),
