@@ -126,7 +126,8 @@ ExecStartPost=-/sbin/modprobe button
 ENABLED = ("systemd-networkd.service", "ssh.service", "first-boot.service")
 
 GENERATORS = (
-    "cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update sysv veritysetup"
+    "cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run ssh system-update sysv tpm2 "
+    "veritysetup"
 )
 """Parts of systemd that look for units to make, and would find none here."""
 
@@ -145,6 +146,7 @@ MASKED = (
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
     "systemd-hwdb-update.service",
+    "ldconfig.service",
     "systemd-journal-catalog-update.service",
     "systemd-binfmt.service",
     "systemd-sysusers.service",
