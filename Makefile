@@ -36,7 +36,7 @@ lab-down: ## Remove the lab, and leave nothing of it behind
 lab-status: ## Sites, hosts, addresses and states of the lab
 	@$(TOOLS) -- python -m lab status
 
-bench: ## Measure replication in the lab that runs, with Dovecot's own beside it on Debian 12
+bench: ## Measure replication in the lab that runs
 	@$(TOOLS) --machines containers -- python -m lab bench-replication
 
 test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs

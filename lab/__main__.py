@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("proof", help="send a mail in and a mail out")
     run = commands.add_parser("run", help="run a command: run WHERE -- COMMAND …")
     run.add_argument("where", help="a host, or client, foreign, operator, internet")
-    commands.add_parser("bench-replication", help="measure replication, with Dovecot's own beside it on Debian 12")
+    commands.add_parser("bench-replication", help="measure replication")
     operator = commands.add_parser("operator", help="run a command as the operator: operator -- COMMAND …")
     operator.add_argument("--stack", default="")
     anew = commands.add_parser("reinstall", help="install a host anew, with the disk that it keeps; make up fills it")

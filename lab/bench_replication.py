@@ -1,7 +1,6 @@
-"""How quick replication is, what it costs, and how long it takes to heal: with Dovecot's own replicator beside it.
+"""How quick replication is, what it costs, and how long it takes to heal.
 
-Real mail by LMTP at one mailbox host, seen over IMAPS at the other. Dovecot's replicator is there on Debian 12 alone;
-for its turn both hosts get a configuration for a while.
+Real mail by LMTP at one mailbox host, seen over IMAPS at the other.
 """
 
 from __future__ import annotations
@@ -17,34 +16,15 @@ from rich.table import Table
 
 from lab import faults
 from lab.mailboxes import Mailboxes
-from lab.pair import HOSTS, PROGRAM, Pair, eventually, ids, mails, pair_of, soak
+from lab.pair import HOSTS, PROGRAM, Pair, ids, mails, pair_of, soak
 from lab.state import State
 from services.replication import TO_PEER
 
 A, B = HOSTS
 SERVICE, DOVECOT = "posthorn-sync.service", "dovecot.service"
 SINGLES, BURST, SOAK_SECONDS = 60, 200, 60
-PATIENCE = 330.0
-"""Seconds. Dovecot's replicator tries again with a user that failed only after some five minutes."""
-NATIVE = """
-plugin {
-  mail_replica = tcp:127.0.0.1:@TO_PEER@
-}
-replication_max_conns = 10
-service aggregator {
-  fifo_listener replication-notify-fifo {
-    mode = 0600
-    user = vmail
-  }
-  unix_listener replication-notify {
-    mode = 0600
-    user = vmail
-  }
-}
-service replicator {
-  process_min_avail = 1
-}
-"""
+PATIENCE = 120.0
+"""Seconds until it counts as not healed."""
 
 
 def milliseconds(lags: list[float]) -> str:
@@ -152,17 +132,6 @@ def mishaps(pair: Pair) -> dict[str, Mishap]:
         pair.run(B, "systemctl", "kill", "-s", "KILL", DOVECOT)
         deliver(users[5:], 4)
 
-    return {
-        "Dovecot stopped for 4 s at the peer, 20 mails": dovecot_away,
-        "black hole of 12 s, 20 mails": hole,
-        "link down for 7 s, mails at both sides": both_sides,
-        "Dovecot killed at the peer in a burst": dovecot_killed,
-    }
-
-
-def own_mishaps(pair: Pair) -> dict[str, Mishap]:
-    """What goes wrong with the sync service alone."""
-
     def killed(users: list[str], deliver: Deliver) -> None:
         deliver(users[:5], 4)
         pair.run(A, "systemctl", "kill", "-s", "KILL", SERVICE)
@@ -179,6 +148,10 @@ def own_mishaps(pair: Pair) -> dict[str, Mishap]:
         print(f"  reseed took {time.monotonic() - started:.1f} s")
 
     return {
+        "Dovecot stopped for 4 s at the peer, 20 mails": dovecot_away,
+        "black hole of 12 s, 20 mails": hole,
+        "link down for 7 s, mails at both sides": both_sides,
+        "Dovecot killed at the peer in a burst": dovecot_killed,
         "sync service killed in a burst": killed,
         "sync service dead at the peer, taken over": dead,
         "disk lost: after reseed has ended": lost,
@@ -199,64 +172,23 @@ def soaked(pair: Pair) -> str:
     )
 
 
-@contextmanager
-def native(pair: Pair) -> Iterator[None]:
-    """Dovecot's own replicator in place of the sync service, for a while."""
-    file = "/etc/dovecot/dovecot.conf"
-    for host in HOSTS:
-        script = f"systemctl stop {SERVICE}; cp -a {file} /root/dovecot.conf; cat >> {file}; systemctl restart dovecot"
-        pair.state.run_in(
-            host, ["sh", "-c", script], input=NATIVE.replace("@TO_PEER@", str(TO_PEER)), text=True, check=True
-        )
-    try:
-        # It learns of the users when it starts.
-        pair.both("doveadm", "replicator", "replicate", "*")
-        pair.alike(seconds=60)
-        yield
-    finally:
-        back = f"cat /root/dovecot.conf > {file}; rm /root/dovecot.conf; systemctl restart dovecot"
-        back += f"; systemctl start {SERVICE}"
-        pair.both("sh", "-c", back)
-        eventually(pair.quiet, 60)
-
-
-def measure(pair: Pair, *, with_mishaps: dict[str, Mishap], console: Console) -> dict[str, str]:
-    """All figures of whatever replicates now."""
-    figures: dict[str, str] = {}
+def bench(state: State, console: Console) -> None:
+    """Measures, and prints a table."""
+    table = Table(title="Replication; lag: p50 / p95 (max) in ms", title_justify="left", show_edge=False)
+    for column in ("what", f"Debian {state.release_of(A)} and {state.release_of(B)}"):
+        table.add_column(column, overflow="fold")
 
     def note(name: str, value: str) -> None:
-        figures[name] = value
+        table.add_row(name, value)
         console.print(f"  {name}: {value}")
 
-    note(f"{SINGLES} single mails, lag in ms", milliseconds(singles(pair)))
-    note(f"burst of {BURST}, {A} to {B}", milliseconds(burst(pair, pair.a, pair.b)))
-    note(f"burst of {BURST}, {B} to {A}", milliseconds(burst(pair, pair.b, pair.a)))
-    for name, mishap in with_mishaps.items():
-        note(name, healed(pair, mishap))
-        if name.startswith("sync service dead"):
-            pair.run(B, "systemctl", "start", SERVICE)
-    note(f"writers at both hosts for {SOAK_SECONDS} s", soaked(pair))
-    return figures
-
-
-def bench(state: State, console: Console) -> None:
-    """Measures the sync service, then Dovecot's replicator where there is one, and prints a table."""
-    release = state.release_of(A)
-    ours, theirs = "posthorn-sync", "Dovecot's replicator"
-    columns: dict[str, dict[str, str]] = {}
     with pair_of(state) as pair:
-        console.print(f"{ours}:")
-        console.print(f"  CPU per sync: {(each := cost(pair))}")
-        columns[ours] = {"CPU per sync": each} | measure(
-            pair, with_mishaps=mishaps(pair) | own_mishaps(pair), console=console
-        )
-        if release == 12 == state.release_of(B):
-            console.print(f"{theirs}:")
-            with native(pair):
-                columns[theirs] = measure(pair, with_mishaps=mishaps(pair), console=console)
-    table = Table(title=f"Replication on Debian {release}; lag: p50 / p95 (max)", title_justify="left", show_edge=False)
-    for column in ("", *columns):
-        table.add_column(column, overflow="fold")
-    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
-        table.add_row(name, *(figures.get(name, "-") for figures in columns.values()))
+        note("CPU of one sync", cost(pair))
+        note(f"{SINGLES} single mails", milliseconds(singles(pair)))
+        note(f"burst of {BURST}, {A} to {B}", milliseconds(burst(pair, pair.a, pair.b)))
+        note(f"burst of {BURST}, {B} to {A}", milliseconds(burst(pair, pair.b, pair.a)))
+        for name, mishap in mishaps(pair).items():
+            note(name, healed(pair, mishap))
+            pair.run(B, "systemctl", "start", SERVICE)
+        note(f"writers at both hosts for {SOAK_SECONDS} s", soaked(pair))
     console.print(table)
