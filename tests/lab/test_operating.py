@@ -155,6 +155,8 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
     assert "smtp-out-elm: changed" in printed and "smtp-out-oak-files" not in printed
     units = (lab.postfix(name), "dovecot", "opendkim")
     assert lab.run(name, "systemctl", "is-active", *units).stdout.split() == ["active"] * 3
+    # It asks for a certificate that the world believes, and gets one.
+    up.wait_for_certificates(lab.state, lab.stack())
 
 
 def wait_until(true: Any, seconds: float = 30) -> None:
