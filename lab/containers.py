@@ -32,6 +32,9 @@ while :; do
     [ $rc = 133 ] || break  # 133: the machine reboots
 done
 """
+WATCHES = Path("/proc/sys/fs/inotify/max_user_instances")
+WATCHES_NEEDED = 1024
+"""inotify(7): a container takes five to ten of the 128 that a machine has by default, and ends silently without."""
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
 
@@ -103,6 +106,8 @@ def start(state: State, name: str, lower: Path) -> None:
     """Starts a machine that was prepared, with the package sources of its image. Does nothing when it runs."""
     if leader(state, name) is not None:
         return
+    if int(WATCHES.read_text()) < WATCHES_NEEDED:
+        WATCHES.write_text(str(WATCHES_NEEDED))
     folder = machine_folder(state, name)
     for path, text in repository.host_files(lower.parent).items():
         (folder / "upper" / path).parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
+            File("/etc/rspamd/posthorn-domains", "".join(f"{domain}\n" for domain in stack.domains)),
         ),
         secret_files=(
             SecretFile(

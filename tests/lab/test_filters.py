@@ -103,3 +103,12 @@ def test_a_mail_that_a_lost_scanner_held_is_scanned_by_another(all_well: Lab) ->
         assert talk(lab, server=MX["ash"], **suspicious())["end"] == (451, "4.7.1 Try again later")
     log = lab.run("frontend-elm", "journalctl", "-u", "rspamd", "-o", "cat", "-n", "20", "-g", "soft reject").stdout
     assert "203.0.113.68" in log
+
+
+@pytest.mark.parametrize("site", MX)
+@pytest.mark.parametrize("recipient", ["ann@hill.example", "partner@hill.example"])
+def test_a_stranger_does_not_write_as_one_of_us(all_well: Lab, site: str, recipient: str) -> None:
+    text = mail(sender="ben@hill.example", to=recipient)
+    sent = {"source": "203.0.113.68", "from": "x@far.example", "recipients": [recipient], "data": text}
+    code, words = talk(all_well, server=MX[site], **sent)["end"]
+    assert (code, words) == (554, "5.7.1 this mail is not from ben@hill.example (RFC 7489)")
