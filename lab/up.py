@@ -85,14 +85,10 @@ def _lock() -> Iterator[None]:
 
 def _start_agent(state: State) -> None:
     """An SSH agent with the operator's key: so no key stands in Pulumi's state."""
-    if _agent_pid(state) is not None:
+    if agents():
         return
     state.agent_socket.unlink(missing_ok=True)
-    started = subprocess.run(
-        ["ssh-agent", "-s", "-a", str(state.agent_socket)], capture_output=True, text=True, check=True
-    )
-    pid = started.stdout.partition("SSH_AGENT_PID=")[2].partition(";")[0]
-    (state.folder / "agent.pid").write_text(pid)
+    subprocess.run(["ssh-agent", "-s", "-a", str(state.agent_socket)], capture_output=True, check=True)
     subprocess.run(
         ["ssh-add", "-q", str(state.operator_key)],
         env={**os.environ, "SSH_AUTH_SOCK": str(state.agent_socket)},
@@ -101,12 +97,14 @@ def _start_agent(state: State) -> None:
     )
 
 
-def _agent_pid(state: State) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        pid = int((state.folder / "agent.pid").read_text())
-        if str(state.agent_socket).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    return None
+def agents() -> list[int]:
+    """The lab's SSH agents, found by their socket: also one whose lab's state was lost."""
+    socket, found = os.fsencode(FOLDER / "agent.sock"), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if socket in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 def images(phases: Phases, releases: Collection[int]) -> None:
@@ -275,7 +273,7 @@ def _died() -> bool:
     try:
         state = load()
     except LabError:
-        return FOLDER.exists() or network.exists() or bool(containers.running())
+        return FOLDER.exists() or network.exists() or bool(containers.running() or agents())
     return not network.exists() or containers.leader(state, internet.NAME) is None
 
 
@@ -287,8 +285,8 @@ def _remove() -> tuple[int, int]:
             from lab import vms
 
             vms.stop(state)
-        if (pid := _agent_pid(state)) is not None:
-            os.kill(pid, signal.SIGTERM)
+    for agent in agents():
+        os.kill(agent, signal.SIGTERM)
     machines, namespaces = containers.stop_all(), network.remove()
     shutil.rmtree(FOLDER, ignore_errors=True)
     return machines, namespaces

@@ -45,8 +45,8 @@ def test_a_lab_starts_where_a_former_one_died(state_is_lost: bool) -> None:
         shutil.rmtree(FOLDER)
     up.up(console, "containers", only_infrastructure=True)
     assert containers.leader(load(), "internet") is not None
-    lived = network.processes()
-    assert lived
+    lived = [*network.processes(), *up.agents()]
+    assert len(up.agents()) == 1
     up.down(console)
     assert nothing_is_left() and not alive(lived)
 
