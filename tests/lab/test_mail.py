@@ -192,11 +192,12 @@ def test_spam_is_refused(lab: Lab) -> None:
 
 
 def test_no_second_mail_is_smuggled_in(lab: Lab) -> None:
-    inner = "MAIL FROM:<ann@hill.example>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
+    smuggler = f"ann+{secrets.token_hex(8)}@hill.example"
+    inner = f"MAIL FROM:<{smuggler}>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
     text = mail().removesuffix("\r\n.\r\n") + "\n.\n" + inner
     talk(lab, **{"from": "bob@far.example"}, recipients=["ann@hill.example"], data=text)
     log = lab.run("smtp-in-oak", "journalctl", "-u", lab.postfix("smtp-in-oak"), "-o", "cat", "--since", "-30s").stdout
-    assert "from=<ann@hill.example>" not in log
+    assert smuggler not in log
 
 
 def test_a_scanner_that_swallows_packets_is_passed_over(lab: Lab) -> None:
