@@ -140,3 +140,13 @@ def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]
     found = re.match(pattern.strip().strip("/"), header, re.IGNORECASE | re.DOTALL)
     assert found and action == "REPLACE Received: $1"
     assert found.group(1).startswith("by smtp-out.hill.example") and "203.0.113.80" not in found.group(1)
+
+
+def test_what_is_compiled_is_known_by_the_beginning_of_its_source(bundles: dict[str, dict[str, Any]]) -> None:
+    # Else the agent would take it for left over, and remove it with the next push.
+    for step in bundles["maildrop-oak"]["compile"]:
+        program, *_, source = step["run"]
+        if program != "sievec":
+            continue
+        made = source.replace(".sieve", ".svbin") if source.endswith(".sieve") else f"{source}/x.svbin"
+        assert made.startswith(step["of"]) and source.startswith(step["of"].rstrip("/"))
