@@ -20,14 +20,15 @@ IN_WORDS = re.compile(
 EXPECTED = {
     r"dbus-daemon: .*Failed to set fd limit": "a container may not",
     r"haproxy: .*(erver scanners/\S+ is (DOWN|UP)|no server available)": "scanners come up after their clients",
-    r"stunnel4?: .*(No more addresses to connect|s_connect: )": "the other mailbox host comes up later",
+    r"stunnel4?: .*(No more addresses to connect|s_connect: |Connection reset by peer)": "the other one comes up later",
+    r"stunnel4?: .*No OCSP stapling response": "5.74 says so of every peer; the stack's authority has no responder",
     r"rspamd: .*FREEMAIL_REPLYTO_NEQ_FROM_DOM": "a private root leads to no lists of free mail providers",
     r"rspamd: .*cannot load controller stats": "there are none at the first start",
     r"rspamd: .*skip obtaining bayes tokens": "a scanner has learnt nothing yet",
     r"dovecot: .*Time (moved|jumped) forwards": "the machine of the lab is busy",
     r"dovecot: .*SIGHUP received": "how Dovecot calls a reload, for a certificate of the authority",
     r"posthorn-sync: taking over the users": "the other mailbox host comes up later",
-    r"postfix/\S*smtpd: .*unsupported protocol": "make check tries whether old versions of TLS are refused",
+    r"postfix/\S*smtpd: .*(unsupported protocol|alert unknown ca)": "make check tries old TLS, and who is believed",
 }
 """What a lab's first minutes leave there by their nature, and why."""
 
