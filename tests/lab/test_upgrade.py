@@ -96,7 +96,7 @@ def test_mailbox_hosts_are_upgraded_one_by_one_and_no_mail_is_lost_or_doubled(la
             with mail_flowing(lab, sent):
                 install(lab, host, 13)
                 # In the first round this is 2.3 with 2.4.
-                eventually(lambda: alike(lab), 60)
+                eventually(lambda: alike(lab), 180)
             # Each of them takes mail, and the other has it.
             sent.extend(delivered(lab, at) for at in MAILBOXES)
             eventually(lambda: all_there_once(lab, sent), 120)
@@ -108,7 +108,7 @@ def test_mailbox_hosts_are_upgraded_one_by_one_and_no_mail_is_lost_or_doubled(la
             if lab.state.release_of(host) == 13:
                 install(lab, host, lab.state.release, blank=True)
                 lab.run(host, "posthorn-sync", "reseed")
-                eventually(lambda: alike(lab), 60)
+                eventually(lambda: alike(lab), 180)
     assert all_there_once(lab, sent)
     for user in ("ann", "ben"):
         assert ids(lab, MAILBOXES[0], user) == ids(lab, MAILBOXES[1], user)

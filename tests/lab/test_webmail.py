@@ -169,7 +169,15 @@ def test_a_misspelt_word_is_found(window: Browser) -> None:
     assert window.text(".googie_link") == "wrod"
 
 
-def test_a_filter_made_in_the_browser_files_the_next_mail(lab: Lab, window: Browser) -> None:
+@pytest.fixture
+def no_filters(lab: Lab) -> None:
+    """Ann has no filters, whatever other tests made for her."""
+    lab.run("maildrop-oak", "doveadm", "sieve", "deactivate", "-u", "ann")
+    for line in lab.run("maildrop-oak", "doveadm", "sieve", "list", "-u", "ann").stdout.splitlines():
+        lab.run("maildrop-oak", "doveadm", "sieve", "delete", "-u", "ann", line.split()[0])
+
+
+def test_a_filter_made_in_the_browser_files_the_next_mail(lab: Lab, window: Browser, no_filters: None) -> None:
     token = secrets.token_hex(4)
     create(window, "_task=settings&_action=plugin.managesieve", "#filter-box", "input[name=_name]")
     window.type("input[name=_name]", f"Orchard {token}")
