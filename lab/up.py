@@ -192,9 +192,9 @@ def wait_for_certificates(state: State, live: Stack) -> None:
 
 
 def _check(state: State, name: str) -> None:
-    """All has to be as the stack says. What was just pushed may still be settling: it is asked twice."""
+    """All has to be as the stack says. What was just pushed may still be settling: it is asked up to three times."""
     command = [sys.executable, "-m", "ops", "check", name]
-    if all(state.run_in("operator", command).returncode == 1 for _ in range(2)):
+    if all(state.run_in("operator", command).returncode == 1 for _ in range(3)):
         raise LabError("something is wrong: see above")
 
 

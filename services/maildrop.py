@@ -71,10 +71,8 @@ def configure(stack: Stack, host: Host) -> Service:
                 reload_on=("/etc/posthorn/", replication.PASSWORD),
             ),
         ),
-        # What is compiled of a script lies beside it, and is known by the same beginning.
         compiles=tuple(
-            Compile(("sievec", f"{SCRIPTS}/{script}"), of=f"{SCRIPTS}/{beginning}")
-            for script, beginning in (("before.d", "before.d/"), ("default.sieve", "default."), ("after.d", "after.d/"))
+            Compile(("sievec", f"{SCRIPTS}/{part}"), of=f"{SCRIPTS}/{part}/") for part in ("before.d", "after.d")
         ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
         health=(
