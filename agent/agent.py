@@ -748,6 +748,8 @@ def apply(bundle: dict[str, Any]) -> None:
     mount_first(bundle)
     give_back(bundle["kept"], owners())
     make_directories(bundle["directories"])
+    # A folder that was made just now has its numbers written down too.
+    give_back(bundle["kept"], owners())
     change = Change(bundle, state)
     clock.lap("looking")
     if change.nothing:
