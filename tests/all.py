@@ -55,7 +55,6 @@ LAB: Mapping[str, tuple[Run, ...]] = {
     "start over a lab that died": (_in_a_lab("start"),),
     # Side by side: such tests wait more than they compute.
     "lab tests in containers, on Debian 12 and 13": (_in_a_lab("lab", "12"), _in_a_lab("lab", "13")),
-    "from Debian 12 to 13, host by host": (_in_a_lab("upgrade", "12"),),
     "two virtual machines at two sites": (_in_a_lab("vms"),),
 }
 
