@@ -22,7 +22,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status bench test unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
+.PHONY: help lab lab-down lab-status bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: ## Measure replication in the lab that runs
 
 test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs
 	@$(TOOLS) --machines vms --browser -- python -m tests.all
+
+test-upgrade: ## The upgrade from Debian 12 to 13, host by host with mail flowing, in a lab of its own (five minutes)
+	@$(TOOLS) --machines containers -- env POSTHORN_LAB=upgrade POSTHORN_RELEASE=12 pytest -v tests/upgrade
 
 unit: ## Lint, types, contracts and unit tests only: no root, no network
 	@$(TOOLS) -- python -m tests.all --only-unit
