@@ -303,8 +303,8 @@ def give_back(paths: list[str], now: dict[str, dict[str, int]]) -> None:
     to the new ones; so a run that is cut and done again takes no file that has changed hands for one that is to.
     """
     for path in map(Path, paths):
-        if not path.is_dir():
-            continue
+        # A folder that is new has its numbers written down from the start.
+        path.mkdir(parents=True, exist_ok=True)
         record = path / ".owners"
         former: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -748,8 +748,6 @@ def apply(bundle: dict[str, Any]) -> None:
     mount_first(bundle)
     give_back(bundle["kept"], owners())
     make_directories(bundle["directories"])
-    # A folder that was made just now has its numbers written down too.
-    give_back(bundle["kept"], owners())
     change = Change(bundle, state)
     clock.lap("looking")
     if change.nothing:

@@ -77,4 +77,9 @@ def test_a_run_that_is_cut_while_files_change_hands_is_finished_by_the_next(disk
 
 def test_where_no_number_changed_nothing_is_touched(disk: Disk) -> None:
     disk.changes_left = 0
-    agent.give_back([str(disk.folder), str(disk.folder / "not there")], BEFORE)
+    agent.give_back([str(disk.folder)], BEFORE)
+
+
+def test_a_folder_that_is_new_has_the_numbers_of_its_owners_from_the_start(disk: Disk) -> None:
+    agent.give_back([str(disk.folder / "new")], BEFORE)
+    assert json.loads((disk.folder / "new" / ".owners").read_text()) == BEFORE
