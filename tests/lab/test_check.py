@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from lab import faults, internet
 from tests.lab.conftest import Lab
+from tests.lab.steps import knot
 
 KEY, CERTIFICATE = "/etc/posthorn/tls/host.key", "/etc/posthorn/tls/public.pem"
 POLICY = "v=DMARC1; p=none"
@@ -48,12 +49,6 @@ def bad(document: dict[str, Any]) -> list[str]:
 
 def says(document: dict[str, Any], *parts: str) -> bool:
     return any(all(part in line for part in parts) for line in bad(document))
-
-
-def knot(lab: Lab, zone: str, *commands: str) -> None:
-    lines = "".join(f"knotc {command} >/dev/null\n" for command in (f"zone-begin {zone}", *commands))
-    done = lab.run(internet.NAME, "sh", "-ec", f"{lines}knotc zone-commit {zone} >/dev/null")
-    assert done.returncode == 0, done.stderr
 
 
 # Each breaks one thing, and mends it.

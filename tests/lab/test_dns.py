@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lab import internet
 from lab.network import LAN4, RESOLVER
 from services import mta_sts
 from services.zones import RRset, rrsets
 from tests.lab.conftest import Lab
+from tests.lab.steps import knot
 
 SERVER = "203.0.113.53"
 ZONES = {"hill.example", "net.hill.example", "dale.example", "moor.example"}
@@ -27,13 +27,6 @@ def asked(lab: Lab, name: str, kind: str, *, server: str = SERVER) -> tuple[bool
     flags = done.stdout.partition("Flags:")[2].partition(";")[0].split()
     lines = [line.split(None, 4) for line in done.stdout.splitlines() if line and not line.startswith(";")]
     return "ad" in flags, [line[4] for line in lines if line[3] == kind]
-
-
-def knot(lab: Lab, zone: str, *commands: str) -> None:
-    """Changes a zone behind the stack's back."""
-    lines = "; ".join(f"knotc {c} >/dev/null" for c in (f"zone-begin {zone}", *commands, f"zone-commit {zone}"))
-    done = lab.run(internet.NAME, "sh", "-ec", lines)
-    assert done.returncode == 0, done.stderr
 
 
 def values(rrset: RRset) -> set[str]:

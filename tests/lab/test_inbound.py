@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import email
 import json
 import re
@@ -13,9 +12,10 @@ from typing import Any
 import dkim
 import pytest
 
-from lab import containers, foreign
+from lab import containers
+from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.test_mail import MX, NAME, PLACES, eventually, id_of, mail, on, talk
+from tests.lab.steps import INSIDE, MX, PLACES, abroad, greeting, id_of, log, mail, on, session, talk
 
 HAND_OVER = """
 import json, smtplib, sys
@@ -25,8 +25,6 @@ with smtplib.SMTP(task["server"], 25, "mx.far.example", timeout=30) as smtp:
     for to, text in task["mails"]:
         smtp.sendmail(task["sender"], [to], text)
 """
-INSIDE = ("net.hill.example", "198.18.", "2001:db8:1:", "localdomain")
-"""Words that nobody outside is to read: names and addresses of the hosts behind the MX."""
 
 
 def hand_over(lab: Lab, server: str, *recipients: str) -> list[str]:
@@ -38,17 +36,6 @@ def hand_over(lab: Lab, server: str, *recipients: str) -> list[str]:
     done = lab.run("foreign", "python3", "-c", HAND_OVER, text=json.dumps(task))
     assert done.returncode == 0, done.stderr
     return [id_of(text) for text in texts]
-
-
-def abroad(lab: Lab, *words: str) -> str:
-    """The mail in the foreign mailbox that holds all these words."""
-    found = eventually(lambda: [m for m in foreign.mails(lab.state) if all(word in m for word in words)])
-    return str(found[0])
-
-
-def log(lab: Lab, host: str, pattern: str) -> str:
-    """The newest lines of Postfix that match."""
-    return str(lab.run(host, "journalctl", "-u", lab.postfix(host), "-o", "cat", "-n", "20", "-g", pattern).stdout)
 
 
 def txt_record(lab: Lab, name: bytes, timeout: float = 5) -> bytes:
@@ -126,13 +113,6 @@ def test_a_greeting_that_is_no_name_is_refused(lab: Lab, name: str) -> None:
     assert talk(lab, **UNLISTED | {"helo": name})["rcpt"][0] == 501
 
 
-def session(lab: Lab, *sends: str, **request: Any) -> list[str]:
-    """A session byte by byte (see `lab.client.raw`)."""
-    request = {"server": MX["oak"], "name": NAME, "source": "203.0.113.68", "sends": sends, **request}
-    replies: list[str] = lab.client("raw", **request)["replies"]
-    return replies
-
-
 def test_nobody_is_told_who_lives_here(lab: Lab) -> None:
     said = session(lab, "EHLO mx.far.example\r\n", "VRFY ann\r\n", "EXPN info\r\n", "ETRN hill.example\r\n", "QUIT\r\n")
     assert all(word not in said[1] for word in ("VRFY", "ETRN", "DSN", "AUTH"))
@@ -152,16 +132,6 @@ DOORS: dict[str, dict[str, Any]] = {
     "465": {"port": 465, "tls": "implicit"},
     "587": {"port": 587, "starttls": True, "user": "ann"},
 }
-
-
-def greeting(lab: Lab, door: dict[str, Any]) -> list[str]:
-    """What a client says before its mail."""
-    hello = "EHLO mx.far.example\r\n"
-    said = [hello, "STARTTLS\r\n", hello] if door.get("starttls") else [hello]
-    if user := door.get("user"):
-        login = base64.b64encode(f"\0{user}\0{lab.state.passwords[user]}".encode()).decode()
-        said.append(f"AUTH PLAIN {login}\r\n")
-    return said
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -4,71 +4,14 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from itertools import cycle
-from typing import Any
 
 import pytest
 
 from lab import containers, faults, foreign
+from lab.pair import eventually
 from tests.lab.conftest import Lab
-
-MX = {"oak": "198.51.100.2", "elm": "198.51.100.18", "ash": "198.51.100.34"}
-NAME = "smtp-in.hill.example"
-
-
-def mail(*, sender: str = "bob@far.example", to: str = "ann@hill.example", body: str = "") -> str:
-    """A mail with a Message-ID of its own, ended as SMTP ends it."""
-    token = secrets.token_hex(8)
-    text = (
-        f"From: <{sender}>\nTo: <{to}>\nSubject: A word\nMessage-ID: <{token}@far.example>\n"
-        f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S +0000', time.gmtime())}\n\n"
-        f"{body or f'Words that nobody wrote before: {token}.'}\n.\n"
-    )
-    return text.replace("\n", "\r\n")
-
-
-def id_of(text: str) -> str:
-    found = re.search(r"Message-ID: (<[^>]+>)", text)
-    assert found
-    return found.group(1)
-
-
-def talk(lab: Lab, **request: Any) -> dict[str, tuple[int, str]]:
-    """One SMTP session: the last reply to each kind of command."""
-    request = {"server": MX["oak"], "name": NAME, "tls": "starttls", **request}
-    answer = lab.client("talk", **request)
-    assert "replies" in answer, answer
-    return {what: (code, text) for what, code, text in answer["replies"]}
-
-
-def eventually(true: Callable[[], Any], seconds: float = 40) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-def in_mailbox(lab: Lab, user: str, message_id: str, **more: Any) -> str:
-    answer = lab.client("fetch", server="imap.hill.example", user=user, message_id=message_id, **more)
-    assert "mail" in answer, answer
-    return str(answer["mail"])
-
-
-@contextmanager
-def stopped(lab: Lab, unit: str, *hosts: str) -> Iterator[None]:
-    for host in hosts:
-        lab.run(host, "systemctl", "stop", unit)
-    try:
-        yield
-    finally:
-        for host in hosts:
-            lab.run(host, "systemctl", "start", unit)
-
+from tests.lab.steps import MX, id_of, in_mailbox, mail, on, stopped, submission, talk
 
 # Inbound
 
@@ -214,15 +157,6 @@ def test_a_scanner_that_swallows_packets_is_passed_over(lab: Lab) -> None:
 # Outbound
 
 
-# Each session from another address, since no client may have more than ten in a minute.
-PLACES = cycle(f"203.0.113.{last}" for last in range(81, 100))
-
-
-def submission(lab: Lab, **request: Any) -> dict[str, tuple[int, str]]:
-    request.setdefault("source", next(PLACES))
-    return talk(lab, **{"server": "smtp-out.hill.example", "name": "smtp-out.hill.example", "port": 587, **request})
-
-
 def test_submission_asks_for_tls_first(lab: Lab) -> None:
     said = submission(lab, tls="none", **{"from": "ann@hill.example"})
     assert "AUTH" not in said["ehlo"][1] and said["mail"][0] == 530
@@ -277,11 +211,6 @@ def test_without_its_signer_nothing_leaves_unsigned(lab: Lab) -> None:
 
 
 # Mailboxes
-
-
-def on(lab: Lab, host: str, user: str, message_id: str) -> bool:
-    done = lab.run(host, "doveadm", "search", "-u", user, "mailbox", "*", "header", "Message-ID", message_id)
-    return bool(done.stdout.strip())
 
 
 def test_a_mail_is_soon_at_both_mailbox_hosts(lab: Lab) -> None:

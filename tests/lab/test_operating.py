@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -157,13 +156,6 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
     assert lab.run(name, "systemctl", "is-active", *units).stdout.split() == ["active"] * 3
     # It asks for a certificate that the world believes, and gets one.
     up.wait_for_certificates(lab.state, lab.stack())
-
-
-def wait_until(true: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lab import foreign
+from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.test_inbound import INSIDE, abroad, greeting, log, session
-from tests.lab.test_mail import PLACES, eventually, id_of, in_mailbox, mail, submission
+from tests.lab.steps import INSIDE, PLACES, abroad, greeting, id_of, in_mailbox, log, mail, session, submission
 
 SENDS_FIRST = "smtp-out-oak"
 """The submission host that the front ends prefer."""

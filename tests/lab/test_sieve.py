@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import pytest
 
 from lab import foreign
+from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.test_mail import eventually, in_mailbox
+from tests.lab.steps import INSIDE, abroad, in_mailbox
 
 MAILDROPS = ("maildrop-oak", "maildrop-elm")
-INSIDE = ("net.hill.example", "maildrop-", "198.18.", "2001:db8:1:")
 
 
 @contextmanager
@@ -32,15 +32,6 @@ def filtered(lab: Lab, user: str, script: str) -> Iterator[None]:
         lab.run(MAILDROPS[0], "doveadm", "sieve", "delete", "-u", user, "trial")
         for host in MAILDROPS:
             lab.run(host, "posthorn-sync", "now", user)
-
-
-def abroad(lab: Lab, mark: str) -> str:
-    """The mail in the foreign mailbox whose header or text has a mark, waited for."""
-
-    def found() -> str | None:
-        return next((mail for mail in foreign.mails(lab.state) if mark in mail), None)
-
-    return str(eventually(found, 60))
 
 
 def test_mail_that_a_filter_sends_on_passes_spf_and_keeps_its_signature_and_seal(lab: Lab) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lab import foreign, up
+from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.test_mail import eventually, id_of, mail, stopped, submission
+from tests.lab.steps import id_of, mail, stopped, submission
 
 MAILBOXES = ("maildrop-oak", "maildrop-elm")
 
