@@ -14,6 +14,7 @@ SIEVE, SIEVE_PROXY = 4190, 14190
 SIEVE_MAIL = 10026
 """On loopback: where Dovecot brings what users' filters send."""
 SCRIPTS = "/etc/dovecot/sieve"
+PURGE = "posthorn-purge.timer"
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -70,6 +71,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 restart_on=("/etc/dovecot/dovecot.conf", replication.DOVECOT_GUARD),
                 reload_on=("/etc/posthorn/", replication.PASSWORD),
             ),
+            Unit(PURGE, restart_on=(f"/etc/systemd/system/{PURGE}",)),
         ),
         compiles=tuple(
             Compile(("sievec", f"{SCRIPTS}/{part}"), of=f"{SCRIPTS}/{part}/") for part in ("before.d", "after.d")

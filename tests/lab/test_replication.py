@@ -369,6 +369,23 @@ def test_a_user_s_part_of_the_disk_that_is_lost_comes_back(pair: Pair, part: str
         assert read.returncode == 0 and all(f"before: {message_id}" in read.stdout for message_id in sent[user])
 
 
+def test_the_room_of_a_deleted_mail_is_given_back_at_both_hosts(pair: Pair) -> None:
+    user = pair.users[3]
+    gone, kept = ids(2)
+    pair.a.ask("deliver", user=user, ids=[gone, kept])
+    pair.alike([user])
+    pair.a.ask("change", user=user, id=gone, what="expunge")
+    before = pair.alike([user])
+    for host in HOSTS:
+        done = pair.run(host, "systemctl", "start", "posthorn-purge.service")
+        assert done.returncode == 0, pair.run(host, "journalctl", "-u", "posthorn-purge", "-n", "20").stdout
+        for message_id, found in ((gone, 1), (kept, 0)):
+            storage = f"{STORE}/users/{user}/mdbox/storage"
+            assert pair.run(host, "grep", "-rqF", f"before: {message_id}", storage).returncode == found
+    assert pair.alike([user]) == before
+    eventually(pair.quiet)
+
+
 # All at once
 
 
