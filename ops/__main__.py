@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -243,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return down(project, options.yes)
     except (StackError, OperatorError, FileExistsError) as error:
         console.print(str(error), style="red", markup=False)
+        return 1
+    except BrokenPipeError:
+        # Whoever read along has seen enough; the interpreter is not to write the rest either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
