@@ -491,7 +491,7 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState", "--", *units)
+    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,Result", "--", *units)
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -513,9 +513,9 @@ def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], st
         return
     done = run("systemctl", verb, "--quiet", *options, "--", *units)
     if done.returncode:
-        for unit in units:
+        for unit, state in unit_states(units).items():
             # Also one that is about to be started again: it has not failed for good.
-            if run("systemctl", "show", "--property=Result", "--value", unit).stdout.strip() != "success":
+            if state.get("Result", "success") != "success" or state["ActiveState"] in ("activating", "failed"):
                 journal = run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
                 raise Failed(f"{of(unit)}: {unit} does not {verb}:\n{journal or words(done)}")
         raise Failed(f"systemctl {verb} {' '.join(units)}: {words(done)}")

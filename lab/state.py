@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.load import load as load_stack
-from model.stack import Stack
+from model.stack import Host, Stack
 from ops.keys import ssh_key
 from ops.stackfile import write_atomically
 
@@ -83,6 +84,11 @@ class State:
         return self.folder / "agent.sock"
 
     @property
+    def known_hosts(self) -> Path:
+        """The hosts' keys, for ssh; there from the first ``make up`` on."""
+        return self.folder / "known_hosts"
+
+    @property
     def passphrase_file(self) -> Path:
         return self.folder / "passphrase"
 
@@ -129,7 +135,7 @@ class State:
         """The command that runs another one somewhere in the lab.
 
         In a container it enters the container; in the client's and the operator's namespaces it sees this machine's
-        files, with the lab's resolver.
+        files, with the lab's resolver. A virtual machine is asked over SSH, once ``make up`` has filled it.
         """
         from lab.containers import leader
 
@@ -147,6 +153,8 @@ class State:
                 "--wd",
                 *command,
             ]
+        if where in self.virtual:
+            return self.command_in("operator", self.ssh_command(stack().all_hosts[where], shlex.join(command)))
         if not Path("/run/netns", namespace(where)).exists():
             raise LabError(f"there is no {where} in the lab, or it is not running: see python -m lab status")
         resolv = self.folder / "resolv.conf"
@@ -154,6 +162,12 @@ class State:
         script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
         enter = ["nsenter", f"--net=/run/netns/{namespace(where)}"]
         return [*enter, "unshare", "--mount", "sh", "-c", script, str(resolv), *command]
+
+    def ssh_command(self, host: Host, command: str) -> list[str]:
+        """The operator's way to a host whose key stands in the lab's ``known_hosts``."""
+        options = [f"UserKnownHostsFile={self.known_hosts}", "IdentitiesOnly=yes", "BatchMode=yes", "ConnectTimeout=20"]
+        words = [word for option in options for word in ("-o", option)]
+        return ["ssh", "-i", str(self.operator_key), *words, f"root@{host.management_address}", command]
 
     def run_in(self, where: str, command: list[str], **options: Any) -> subprocess.CompletedProcess[Any]:
         """Runs a command somewhere in the lab: a host, client, foreign, operator or internet."""

@@ -166,8 +166,6 @@ def wait_for_certificates(state: State, live: Stack) -> None:
     """
     deadline = time.monotonic() + CERTIFICATES_SECONDS
     hosts = {host.name: host for host in asking_hosts(live)}
-    known = state.folder / "known_hosts"
-    known.write_text("".join(f"{host.management_address} {host.host_key(live.keys)}\n" for host in hosts.values()))
     script = (
         "issuer() { openssl x509 -in /etc/posthorn/tls/public.pem -noout -issuer; };"
         " case $(issuer) in *Pebble*) ;; *) systemctl start posthorn-certificate ;; esac; issuer;"
@@ -175,8 +173,7 @@ def wait_for_certificates(state: State, live: Stack) -> None:
     )
 
     def asked(name: str) -> str:
-        options = ["-o", f"UserKnownHostsFile={known}", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"]
-        command = ["ssh", *options, f"root@{hosts[name].management_address}", script]
+        command = state.ssh_command(hosts[name], script)
         return str(
             state.run_in("operator", command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
         )
@@ -223,6 +220,8 @@ def up(
                 _ops(state, "tsig", name, "--key", state.tsig_name, text=state.tsig_secret + "\n", quiet=True)
                 (state.folder / "tsig-stored").touch()
             live_stack = load_stack(project / f"Pulumi.{name}.yaml", name)
+            keys = (f"{h.management_address} {h.host_key(live_stack.keys)}\n" for h in live_stack.all_hosts.values())
+            state.known_hosts.write_text("".join(keys))
             state.authority_file.write_text(live_stack.keys.public.authority + state.world_file.read_text())
             rules = _ops(state, "update-keys", name, "--server", "knot", quiet=True)
             internet.allow(state, rules, [host.fqdn for host in asking_hosts(live_stack)])

@@ -14,6 +14,7 @@ from rich.console import Console
 from lab import faults, up, vms
 from lab.state import FOLDER, RELEASE, State, load, namespace
 from tests.lab.conftest import Lab
+from tests.lab.steps import id_of, in_mailbox, mail
 
 VIRTUAL = ("maildrop-oak", "smtp-in-elm")
 
@@ -59,6 +60,18 @@ def test_a_hypervisor_that_is_cut_off_is_named_and_the_other_sites_go_on_without
         ops(state, "up", "lab-vms", "--yes", "--without", "elm")
     finally:
         faults.heal(state, "site", "elm")
+
+
+def test_a_machine_is_upgraded_and_the_mail_in_its_queue_comes_from_the_new_one(state: State) -> None:
+    lab, host = Lab(state), "smtp-in-elm"
+    text = mail(to="ann@hill.example").removesuffix(".\r\n")
+    lab.run(host, "systemctl", "stop", "postfix@-")
+    assert lab.run(host, "sendmail", "-f", "bob@far.example", "ann@hill.example", text=text).returncode == 0
+    up.reinstall(state, host, 13)
+    printed = ops(state, "up", "lab-vms", "--yes")
+    assert f"{host}-data" not in printed, "the disk that is kept is left alone"
+    assert lab.run(host, "sh", "-c", ". /etc/os-release; echo $VERSION_ID").stdout.strip() == "13"
+    assert in_mailbox(lab, "ann", id_of(text))
 
 
 def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(state: State) -> None:
