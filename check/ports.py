@@ -374,10 +374,12 @@ def _versions(endpoint: Endpoint, talk: Talk) -> Findings:
         return
     if talk["old"]:
         yield place.wrong(f"still speaks {talk['old']}, which is broken (RFC 8996)", f"see its TLS settings on {host}")
-    else:
+    elif talk["old"] is not None:
         yield place.good("refuses TLS older than 1.2")
-    if not talk["1.2"]:
+    if talk["1.2"] == "":
         yield place.better("does not speak TLS 1.2, which many senders still have", f"see its TLS settings on {host}")
+    if talk["old"] is None or talk["1.2"] is None:
+        yield place.unknown("which versions of TLS it speaks: it does not answer any more", "ask again later")
     if talk.get("version") == "TLSv1.2":
         yield place.better("does not speak TLS 1.3", f"see its TLS settings on {host}")
     elif talk["1.2"]:

@@ -27,6 +27,8 @@ from services.bundle import bundle
 FOLDER = Path(__file__).parent
 LOOK, WIRE = (FOLDER / "look.py").read_text(), (FOLDER / "wire.py").read_text()
 NETWORK = "network"
+PUBLIC_AT_ONCE = 64
+"""Sessions with public ports side by side: they are spread over all hosts."""
 
 
 @dataclass
@@ -145,18 +147,14 @@ class Check:
         # A private internet has a world of its own.
         authorities = {"stack": stack.keys.public.authority, "world": "".join(stack.service.authorities)}
 
-        async def talk(endpoint: Endpoint) -> tuple[Endpoint, Talk]:
-            return endpoint, await wire.talk_to(endpoint.target, authorities)
-
-        async def all_of(endpoints: Sequence[Endpoint]) -> list[tuple[Endpoint, Talk]]:
-            return list(await asyncio.gather(*(talk(endpoint) for endpoint in endpoints)))
-
         async def public() -> list[Finding]:
-            talks = await all_of(offered)
+            targets = [endpoint.target for endpoint in offered]
+            talks = list(zip(offered, await wire.talk_to_all(targets, authorities, PUBLIC_AT_ONCE), strict=True))
             return [*ports.judge(stack, talks, dt.datetime.now(dt.UTC)), *ports.judge_authority(stack, talks)]
 
         async def closed() -> list[Finding]:
-            return [finding for endpoint, talk in await all_of(shut) for finding in ports.judge_shut(endpoint, talk)]
+            talks = await asyncio.gather(*(wire.talk_to(endpoint.target, authorities) for endpoint in shut))
+            return [f for endpoint, talk in zip(shut, talks, strict=True) for f in ports.judge_shut(endpoint, talk)]
 
         for found in await asyncio.gather(
             self.progress.of("public ports", public()), self.progress.of("shut ports", closed())

@@ -20,8 +20,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS, PATIENT_SECONDS = 5.0, 30.0
+"""How long a port has to answer at first, and when it is asked again in more quiet."""
 TALK_SECONDS = 120.0
+AT_ONCE = 12
+"""Sessions side by side: one machine that speaks TLS with many at once keeps all of them waiting."""
 GREETING = "check.invalid"
 """What the check calls itself: a name that nobody has (RFC 6761 section 6.4)."""
 BODY = 65536
@@ -110,7 +113,7 @@ def limited(low: ssl.TLSVersion, high: ssl.TLSVersion) -> ssl.SSLContext:
 
 async def _connect(target: Target) -> Line:
     opened = asyncio.open_connection(target["address"], target["port"])
-    line = Line(*await asyncio.wait_for(opened, CONNECT_SECONDS))
+    line = Line(*await asyncio.wait_for(opened, target.get("patience", CONNECT_SECONDS)))
     if target.get("proxy"):
         own = line.writer.get_extra_info("sockname")
         family = "TCP6" if ":" in own[0] else "TCP4"
@@ -120,7 +123,7 @@ async def _connect(target: Target) -> Line:
 
 async def _secure(line: Line, target: Target, client: ssl.SSLContext) -> None:
     # A name that is not one of a certificate (an address) is not asked for by name.
-    await line.writer.start_tls(client, server_hostname=target["name"])
+    await line.writer.start_tls(client, server_hostname=target["name"], ssl_handshake_timeout=TALK_SECONDS)
 
 
 async def _open(target: Target, client: ssl.SSLContext, talk: Talk) -> Line:
@@ -239,12 +242,14 @@ async def _session(target: Target, authorities: Authorities) -> Talk:
     return talk
 
 
-async def _version(target: Target, low: ssl.TLSVersion, high: ssl.TLSVersion) -> str:
-    """What a server makes of some versions of TLS: the one it takes, or an empty text."""
+async def _version(target: Target, low: ssl.TLSVersion, high: ssl.TLSVersion) -> str | None:
+    """What a server makes of some versions of TLS: the one it takes, or an empty text. None when it says nothing."""
     talk: Talk = {}
     try:
         client = limited(low, high)
-        line = await _open(target, client, talk)
+        line = await asyncio.wait_for(_open(target, client, talk), TALK_SECONDS)
+    except TimeoutError:
+        return None
     except (*FAILURES, ssl.SSLError):
         return ""
     await _leave(line, target)
@@ -258,6 +263,8 @@ async def talk_to(target: Target, authorities: Authorities) -> Talk:
     except TimeoutError:
         return {"connected": False, "error": "does not go on", "silent": True, "verified": False, "unverified": ""}
     if target.get("versions") and talk["connected"]:
+        # It has answered: now it has time.
+        target = {**target, "patience": PATIENT_SECONDS}
         old, present = await asyncio.gather(
             _version(target, ssl.TLSVersion(0x0301), ssl.TLSVersion(0x0302)),
             _version(target, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2),
@@ -266,5 +273,28 @@ async def talk_to(target: Target, authorities: Authorities) -> Talk:
     return talk
 
 
-async def talk_to_all(targets: Sequence[Target], authorities: Authorities) -> list[Talk]:
-    return list(await asyncio.gather(*(talk_to(target, authorities) for target in targets)))
+async def talk_to_all(targets: Sequence[Target], authorities: Authorities, at_once: int = AT_ONCE) -> list[Talk]:
+    """All targets, some of them at once. Who said nothing is asked once more at the end, for each address one by one.
+
+    An address that is silent the second time too is not asked for its other ports: it is gone.
+    """
+    room = asyncio.Semaphore(at_once)
+
+    async def one(target: Target) -> Talk:
+        async with room:
+            return await talk_to(target, authorities)
+
+    talks = list(await asyncio.gather(*(one(target) for target in targets)))
+    silent: dict[str, list[int]] = {}
+    for number, (target, talk) in enumerate(zip(targets, talks, strict=True)):
+        if talk.get("silent"):
+            silent.setdefault(target["address"], []).append(number)
+
+    async def again(numbers: list[int]) -> None:
+        for number in numbers:
+            talks[number] = await talk_to({**targets[number], "patience": PATIENT_SECONDS}, authorities)
+            if talks[number].get("silent"):
+                return
+
+    await asyncio.gather(*(again(numbers) for numbers in silent.values()))
+    return talks
