@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     # Hooks call back into the program, for which mocks have no server.
     monkeypatch.setattr(pulumi, "ResourceHook", lambda *_: None)
     monkeypatch.setattr(pulumi, "ResourceHookBinding", lambda **_: None)
+    # Mocks make resources in the thread's own event loop, which tests before may have closed.
+    asyncio.set_event_loop(asyncio.new_event_loop())
     recorder = Recorder()
     mocks.set_mocks(recorder, project="posthorn", stack="lab", preview=False)
     yield recorder
