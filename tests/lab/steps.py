@@ -6,7 +6,7 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
@@ -90,6 +90,20 @@ def abroad(lab: Lab, *words: str) -> str:
 def log(lab: Lab, host: str, pattern: str) -> str:
     """The newest lines of Postfix that match."""
     return str(lab.run(host, "journalctl", "-u", lab.postfix(host), "-o", "cat", "-n", "20", "-g", pattern).stdout)
+
+
+def tried_again(lab: Lab, hosts: Sequence[str], true: Callable[[], Any]) -> Any:
+    """What a call returns once it is true, while hosts try what waits in their queues again and again.
+
+    What was tried a moment too early would wait for minutes.
+    """
+
+    def tried() -> Any:
+        for host in hosts:
+            lab.run(host, "postqueue", "-f")
+        return true()
+
+    return eventually(tried, 60)
 
 
 @contextmanager
