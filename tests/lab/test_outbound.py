@@ -194,3 +194,17 @@ def test_mail_of_root_reaches_the_postmaster_signed(lab: Lab, host: str) -> None
     # An address that SPF knows, and that can be answered.
     assert re.search(r"^From: root <postmaster@hill\.example>", arrived, re.MULTILINE), arrived
     assert "Return-Path: <postmaster@hill.example>" in arrived
+
+
+def test_a_new_dkim_key_stands_in_dns_before_it_signs_and_both_are_good(unchanged: Lab) -> None:
+    def now(**selectors: Any) -> None:
+        unchanged.change(lambda config: config["dkim"].update(selectors))
+        assert unchanged.ops("keys", unchanged.stack_name).returncode == 0
+        unchanged.up()
+
+    now(published=["lab2027"])
+    asked = unchanged.run("foreign", "kdig", "+short", "lab2027._domainkey.hill.example", "TXT").stdout
+    assert "v=DKIM1" in asked
+    assert "header.s=lab2026" in abroad(unchanged, send(unchanged, "bob@far.example"), "dkim=pass")
+    now(selector="lab2027", published=["lab2026"])
+    assert "header.s=lab2027" in abroad(unchanged, send(unchanged, "bob@far.example"), "dkim=pass")
