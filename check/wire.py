@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import errno
 import functools
 import ssl
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CONNECT_SECONDS, PATIENT_SECONDS = 5.0, 30.0
+CONNECT_SECONDS, PATIENT_SECONDS = 5.0, 20.0
 """How long a port has to answer at first, and when it is asked again in more quiet."""
 TALK_SECONDS = 120.0
 AT_ONCE = 12
@@ -216,6 +217,8 @@ def words(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+UNREACHABLE = (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH)
+"""What a router, or this machine, says in place of a host that says nothing, when one waits for long enough."""
 FAILURES = (OSError, Stopped, TimeoutError, ValueError, asyncio.IncompleteReadError)
 
 
@@ -238,7 +241,7 @@ async def _session(target: Target, authorities: Authorities) -> Talk:
     except FAILURES as error:
         talk["error"] = words(error)
         talk["refused"] = isinstance(error, ConnectionRefusedError)
-        talk["silent"] = isinstance(error, TimeoutError)
+        talk["silent"] = isinstance(error, TimeoutError) or getattr(error, "errno", None) in UNREACHABLE
     return talk
 
 
