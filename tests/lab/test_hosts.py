@@ -149,7 +149,7 @@ before = {unit: state(unit)[0] for unit in units}
 for pid in before.values():
     if pid:
         os.kill(pid, signal.SIGKILL)
-waiting, deadline = dict(before), time.monotonic() + 40
+waiting, deadline = dict(before), time.monotonic() + 120
 while waiting and time.monotonic() < deadline:
     time.sleep(0.2)
     for unit, old in list(waiting.items()):
