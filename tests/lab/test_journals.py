@@ -20,7 +20,7 @@ IN_WORDS = re.compile(
 EXPECTED = {
     r"dbus-daemon: .*Failed to set fd limit": "a container may not",
     r"haproxy: .*(erver scanners/\S+ is (DOWN|UP)|no server available)": "scanners come up after their clients",
-    r"stunnel4?: .*(No more addresses to connect|s_connect: |Connection reset by peer)": "the other one comes up later",
+    r"stunnel4?: .*(No more addresses to connect|s_connect: |reset by peer|TLS socket closed)": "its peer is not up",
     r"stunnel4?: .*No OCSP stapling response": "5.74 says so of every peer; the stack's authority has no responder",
     r"rspamd: .*FREEMAIL_REPLYTO_NEQ_FROM_DOM": "a private root leads to no lists of free mail providers",
     r"rspamd: .*cannot load controller stats": "there are none at the first start",
