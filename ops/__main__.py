@@ -134,7 +134,11 @@ def preview(project: Project, words: Words) -> int:
 
 def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
     """Compares the state with what is there."""
-    return project.show("refresh", *(["--yes"] if yes else []), *excluded(project.load(), without))
+    stack = project.load()
+    # The provider of libvirt has been seen to stop for ever when several reads ran at once over SSH; and `depends_on`,
+    # which keeps its changes in turn (components/machine.py), orders no reads.
+    in_turn = ["--parallel", "1"] if any(host.machine for host in stack.all_hosts.values()) else []
+    return project.show("refresh", *(["--yes"] if yes else []), *in_turn, *excluded(stack, without))
 
 
 def check(project: Project, without: Sequence[str], as_json: bool, metrics: Path | None) -> int:
