@@ -135,10 +135,10 @@ def preview(project: Project, words: Words) -> int:
 def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
     """Compares the state with what is there."""
     stack = project.load()
-    # The provider of libvirt has been seen to stop for ever when several reads ran at once over SSH; and `depends_on`,
-    # which keeps its changes in turn (components/machine.py), orders no reads.
-    in_turn = ["--parallel", "1"] if any(host.machine for host in stack.all_hosts.values()) else []
-    return project.show("refresh", *(["--yes"] if yes else []), *in_turn, *excluded(stack, without))
+    # First-boot data counts once, and is ignored afterwards (components/machine.py). The provider of libvirt downloads
+    # it to compare, which has been seen to stop for ever: go-libvirt waits for its own lock when a stream ends.
+    unread = ["--exclude=**::*-first-boot"] if any(host.machine for host in stack.all_hosts.values()) else []
+    return project.show("refresh", *(["--yes"] if yes else []), *unread, *excluded(stack, without))
 
 
 def check(project: Project, without: Sequence[str], as_json: bool, metrics: Path | None) -> int:
