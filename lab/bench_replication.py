@@ -226,9 +226,7 @@ def native(pair: Pair) -> Iterator[None]:
         eventually(pair.quiet, 60)
 
 
-def measure(
-    pair: Pair, mishaps: dict[str, Mishap], console: Console, mend: Callable[[], object] = lambda: None
-) -> dict[str, str]:
+def measure(pair: Pair, mishaps: dict[str, Mishap], console: Console, mend: Callable[[], object]) -> dict[str, str]:
     """All figures of whatever replicates now. ``mend`` is what its operator does after each mishap."""
     figures: dict[str, str] = {}
 
@@ -251,11 +249,9 @@ def bench(state: State, console: Console) -> None:
     columns: dict[str, dict[str, str]] = {}
     with pair_of(state) as pair:
         console.print("posthorn-sync:")
-        columns["posthorn-sync"] = {"CPU of one sync": cost(pair), **measure(pair, mishaps(pair), console)}
-        for name, mishap in own_mishaps(pair).items():
-            columns["posthorn-sync"][name] = healed(pair, mishap)
-            console.print(f"  {name}: {columns['posthorn-sync'][name]}")
-            pair.run(B, "systemctl", "start", SERVICE)
+        started = ("systemctl", "start", SERVICE)
+        ours = measure(pair, mishaps(pair) | own_mishaps(pair), console, lambda: pair.run(B, *started))
+        columns["posthorn-sync"] = {"CPU of one sync": cost(pair), **ours}
         if {state.release_of(host) for host in HOSTS} == {12}:
             console.print("Dovecot's replicator:")
             with native(pair):

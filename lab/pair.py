@@ -23,7 +23,7 @@ def ids(count: int) -> list[str]:
     return [f"<{secrets.token_hex(8)}@far.example>" for _ in range(count)]
 
 
-def eventually(true: Callable[[], Any], seconds: float = 40) -> Any:
+def eventually(true: Callable[[], Any], seconds: float = 20) -> Any:
     """What a call returns once it is true. Asserts that this happens in time."""
     deadline = time.monotonic() + seconds
     while not (found := true()):

@@ -154,7 +154,7 @@ class State:
                 *command,
             ]
         if where in self.virtual:
-            return self.command_in("operator", self.ssh_command(stack().all_hosts[where], shlex.join(command)))
+            return self.command_in("operator", self._ssh(stack().all_hosts[where], shlex.join(command)))
         if not Path("/run/netns", namespace(where)).exists():
             raise LabError(f"there is no {where} in the lab, or it is not running: see python -m lab status")
         resolv = self.folder / "resolv.conf"
@@ -163,7 +163,7 @@ class State:
         enter = ["nsenter", f"--net=/run/netns/{namespace(where)}"]
         return [*enter, "unshare", "--mount", "sh", "-c", script, str(resolv), *command]
 
-    def ssh_command(self, host: Host, command: str) -> list[str]:
+    def _ssh(self, host: Host, command: str) -> list[str]:
         """The operator's way to a host whose key stands in the lab's ``known_hosts``."""
         options = [f"UserKnownHostsFile={self.known_hosts}", "IdentitiesOnly=yes", "BatchMode=yes", "ConnectTimeout=20"]
         words = [word for option in options for word in ("-o", option)]

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
-from lab import foreign, internet
-from lab.pair import eventually
+from lab import foreign, internet, pair
 from tests.lab.conftest import Lab
 
 MX = {"oak": "198.51.100.2", "elm": "198.51.100.18", "ash": "198.51.100.34"}
@@ -21,6 +20,11 @@ NAME = "smtp-in.hill.example"
 PLACES = cycle(f"203.0.113.{last}" for last in range(81, 100))
 INSIDE = ("net.hill.example", "198.18.", "2001:db8:1:", "maildrop-", "localdomain")
 """Words that nobody outside is to read: names and addresses of the hosts behind the MX."""
+
+
+def eventually(true: Callable[[], Any], seconds: float = 40) -> Any:
+    """What a call returns once it is true: a mail has several hosts to pass."""
+    return pair.eventually(true, seconds)
 
 
 def mail(*, sender: str = "bob@far.example", to: str = "ann@hill.example", body: str = "") -> str:

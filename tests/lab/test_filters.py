@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 from lab import faults, foreign
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import MX, id_of, in_mailbox, mail, stopped, talk
+from tests.lab.steps import MX, eventually, id_of, in_mailbox, mail, stopped, talk
 
 FIRST = "frontend-oak"
 """The scanner that all mail hosts prefer."""

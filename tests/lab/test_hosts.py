@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab.pair import eventually
 from lab.proof import ProofFailed, prove
 from model.network import Role
 from model.stack import Host
@@ -19,6 +18,7 @@ from services.bundle import bundle
 from services.roles import services_of
 from services.service import Source
 from tests.lab.conftest import Lab
+from tests.lab.steps import eventually
 
 SCAN = """
 import asyncio, json, sys
@@ -150,7 +150,7 @@ before = {unit: state(unit)[0] for unit in units}
 for pid in before.values():
     if pid:
         os.kill(pid, signal.SIGKILL)
-waiting, deadline = dict(before), time.monotonic() + 120
+waiting, deadline = dict(before), time.monotonic() + 40
 while waiting and time.monotonic() < deadline:
     time.sleep(0.2)
     for unit, old in list(waiting.items()):

@@ -13,9 +13,8 @@ import dkim
 import pytest
 
 from lab import containers
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import INSIDE, MX, PLACES, abroad, greeting, id_of, log, mail, on, session, talk
+from tests.lab.steps import INSIDE, MX, PLACES, abroad, eventually, greeting, id_of, log, mail, on, session, talk
 
 HAND_OVER = """
 import json, smtplib, sys

@@ -9,9 +9,8 @@ from functools import partial
 import pytest
 
 from lab import containers, faults, foreign
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import MX, id_of, in_mailbox, mail, on, stopped, submission, talk
+from tests.lab.steps import MX, eventually, id_of, in_mailbox, mail, on, stopped, submission, talk
 
 # Inbound
 

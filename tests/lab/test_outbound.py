@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from lab import foreign
-from lab.pair import eventually
 from tests.lab.conftest import Lab
 from tests.lab.steps import (
     INSIDE,
     PLACES,
     abroad,
+    eventually,
     greeting,
     id_of,
     in_mailbox,

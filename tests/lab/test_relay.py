@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from lab import foreign, internet, repository
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import MX, in_mailbox, stopped
+from tests.lab.steps import MX, eventually, in_mailbox, stopped
 
 FRONTENDS = [f"frontend-{site}" for site in MX]
 

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from lab import foreign
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import INSIDE, abroad, in_mailbox, tried_again
+from tests.lab.steps import INSIDE, abroad, eventually, in_mailbox, tried_again
 
 MAILDROPS = ("maildrop-oak", "maildrop-elm")
 

@@ -12,9 +12,8 @@ import pytest
 
 from lab import containers, faults, foreign
 from lab.browser import Browser, browser
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import in_mailbox, stopped
+from tests.lab.steps import eventually, in_mailbox, stopped
 
 NAME = "webmail.hill.example"
 FRONT_ENDS = {"oak": "198.51.100.3", "elm": "198.51.100.19", "ash": "198.51.100.35"}

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lab import foreign, up
-from lab.pair import eventually
 from tests.lab.conftest import Lab
-from tests.lab.steps import id_of, mail, stopped, submission, tried_again
+from tests.lab.steps import eventually, id_of, mail, stopped, submission, tried_again
 
 MAILBOXES = ("maildrop-oak", "maildrop-elm")
 
