@@ -187,9 +187,9 @@ def browser(state: State, *, where: str = "client") -> Iterator[Browser]:
     try:
         _believe(state, home)
         command = state.command_in(where, ["chromedriver", "--port=0", f"--log-path={home / 'driver.log'}"])
-        driver = subprocess.Popen(
-            command, env={**os.environ, "HOME": str(home)}, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        # What Chromium leaves in its temporary folder when it is killed goes with the rest.
+        env = {**os.environ, "HOME": str(home), "TMPDIR": str(home)}
+        driver = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
         yield Browser(Path("/run/netns", namespace(where)), _port(driver), home / "profile")
     finally:
         if driver:
