@@ -12,10 +12,12 @@ from typing import Any
 
 from lab.mailboxes import PASSWORD, Mailboxes, Refused, taken
 from lab.state import State
+from services import dovecot
 
 HOSTS = ("maildrop-oak", "maildrop-elm")
 USERS = tuple(f"pair{number:02}" for number in range(1, 25))
 PROGRAM = "posthorn-sync"
+FILES = (dovecot.USERS, dovecot.LOGINS)
 
 
 def ids(count: int) -> list[str]:
@@ -145,13 +147,12 @@ def soak(pair: Pair, users: Sequence[str], seconds: float) -> tuple[dict[str, An
 def pair_of(state: State, users: Sequence[str] = USERS) -> Iterator[Pair]:
     """Both hosts with some more users, who are gone afterwards."""
     lines = "".join(f"{user}:{{PLAIN}}{PASSWORD}::::::\n" for user in users)
-    file = "/etc/dovecot/users"
     for host in HOSTS:
-        state.run_in(host, ["sh", "-c", f"cat >> {file}"], input=lines, text=True, check=True)
+        state.run_in(host, ["tee", "-a", *FILES], stdout=subprocess.DEVNULL, input=lines, text=True, check=True)
     pair = Pair(state, users)
     try:
-        # Dovecot looks at the time of the file, in seconds.
-        known = f"touch {file}; doveadm user {users[-1]}"
+        # Dovecot looks at the time of a file, in seconds.
+        known = f"touch {' '.join(FILES)}; doveadm user {users[-1]}"
         eventually(lambda: all(done.returncode == 0 for done in pair.both("sh", "-c", known)))
         for user in users:
             pair.a.ask("deliver", user=user, ids=ids(1))
@@ -164,7 +165,8 @@ def pair_of(state: State, users: Sequence[str] = USERS) -> Iterator[Pair]:
     finally:
         pair.close()
         for host in HOSTS:
-            state.run_in(
-                host, ["sh", "-c", f"grep -v '^pair' {file} > /tmp/users; cat /tmp/users > {file}"], check=True
-            )
+            for file in FILES:
+                state.run_in(
+                    host, ["sh", "-c", f"grep -v '^pair' {file} > /tmp/users; cat /tmp/users > {file}"], check=True
+                )
             state.run_in(host, ["rm", "-rf", *(f"/var/vmail/users/{user}" for user in users)], check=True)

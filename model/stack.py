@@ -80,7 +80,7 @@ class StackFile(Frozen):
     domains: dict[DnsName, Domain] = Field(min_length=1)
     """Domain by name."""
     accounts: dict[Label, Account] = {}
-    """Account by name, which is what its user logs in with."""
+    """Account by name. Its user logs in by this name, or by an address that is the account's alone."""
     machine_users: dict[Label, MachineUser] = {}
     """Machine user by name."""
     access: Access
@@ -233,6 +233,24 @@ class Stack(StackFile):
             return False
         aliases = self.resolved_aliases(domain)
         return local in aliases or local.split("+")[0] in aliases or CATCH_ALL in aliases
+
+    @cached_property
+    def logins(self) -> Mapping[str, str]:
+        """What users may log in by, each to its account: names, and addresses whose mail goes to one account alone.
+
+        The account's name in a domain of the stack will do too, as users type it, unless that address is another's.
+        """
+        found = {account: account for account in self.accounts}
+        for domain in self.domains:
+            aliases = self.resolved_aliases(domain)
+            for local in {*aliases, *self.accounts} - {CATCH_ALL}:
+                targets = aliases.get(local, aliases.get(CATCH_ALL))
+                owners = {target.account for target in targets} if targets else {local}
+                owner = owners.pop() if len(owners) == 1 else None
+                # What only the catch-all takes is nobody's own address.
+                if owner is not None and (local in aliases or owner == local):
+                    found[f"{local}@{domain}"] = owner
+        return found
 
     @property
     def postmaster_address(self) -> str:

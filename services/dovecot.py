@@ -11,35 +11,39 @@ import bcrypt
 
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
-from services.service import Check, SecretFile
+from services.service import Check, File, SecretFile
 
-USERS = "/etc/dovecot/users"
+USERS, LOGINS = "/etc/dovecot/users", "/etc/dovecot/logins"
+"""Who has a mailbox, by the account's name; and by what its user may log in."""
+OWN = {"mode": "0640", "group": "dovecot"}
 CHECKS = (Check(("sh", "-c", "doveconf -n -x >/dev/null")),)
 """``-x`` opens the files that settings name, which plain ``doveconf -n`` does not."""
 
 
-def users_file(lines: Mapping[str, str]) -> SecretFile:
-    """The passwd-file of Dovecot: a user to what follows its name."""
-    text = "".join(f"{user}:{rest}\n" for user, rest in sorted(lines.items()))
-    return SecretFile(USERS, "users", text, mode="0640", group="dovecot")
+def _passwd_file(lines: Mapping[str, str]) -> str:
+    """The passwd-file of Dovecot: a name to what follows it."""
+    return "".join(f"{name}:{rest}\n" for name, rest in sorted(lines.items()))
 
 
-def submission_users(stack: Stack) -> dict[str, str]:
-    """Everybody who may submit mail: accounts, and machine users."""
-    users = {name: account.password.get_secret_value() for name, account in stack.accounts.items()}
-    for name, machine in stack.machine_users.items():
-        users[name] = _hash(stack, name, machine.password.get_secret_value())
-    return users
+def logins_file(stack: Stack, *, machines: bool = False) -> SecretFile:
+    """The passwords, by what users log in by. Whoever logs in is the account (``user`` in passdb extra fields)."""
+    lines = {}
+    for login, account in stack.logins.items():
+        password = stack.accounts[account].password.get_secret_value()
+        lines[login] = password if login == account else f"{password}::::::user={account}"
+    for name, user in stack.machine_users.items() if machines else ():
+        lines[name] = _hash(stack, name, user.password.get_secret_value())
+    return SecretFile(LOGINS, "logins", _passwd_file(lines), **OWN)
 
 
-def mailbox_users(stack: Stack, host: Host) -> dict[str, str]:
+def mailboxes_file(stack: Stack, host: Host) -> File:
     """Everybody who has a mailbox: its quota, a rule for Dovecot 2.3, a setting for 2.4; the address of its filters."""
     quota = "quota_storage_size=" if stack.release_of(host) >= 13 else "quota_rule=*:storage="
-    return {
-        name: f"{account.password.get_secret_value()}::::::userdb_{quota}{account.quota}"
-        f" userdb_sieve_user_email={stack.primary_address(name)}"
+    lines = {
+        name: f"::::::userdb_{quota}{account.quota} userdb_sieve_user_email={stack.primary_address(name)}"
         for name, account in stack.accounts.items()
     }
+    return File(USERS, _passwd_file(lines), **OWN)
 
 
 def _hash(stack: Stack, user: str, password: str) -> str:

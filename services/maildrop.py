@@ -50,6 +50,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 webmails=stack.local_addresses(Role.WEBMAIL),
                 home=replication.HOMES,
                 users=dovecot.USERS,
+                logins=dovecot.LOGINS,
                 replicates=replication.peer_of(stack, host) is not None,
                 replication=replication,
                 learning=learning,
@@ -62,8 +63,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 "/etc/postfix/mailboxes",
                 table({postfix.mailbox(stack, account): account for account in stack.accounts}),
             ),
+            dovecot.mailboxes_file(stack, host),
         ),
-        secret_files=(dovecot.users_file(dovecot.mailbox_users(stack, host)),),
+        secret_files=(dovecot.logins_file(stack),),
         units=(
             *postfix.units(stack, host),
             Unit(

@@ -7,6 +7,7 @@ docs/decisions/webmail-state.md. So its hosts are alike, and the loss of one los
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 from model.network import Role
@@ -39,7 +40,6 @@ def configure(stack: Stack, host: Host) -> Service:
     php = PHP[stack.release_of(host)]
     internal = stack.internal_name(Role.WEBMAIL)
     key = private(stack, lambda keys: keys.session)
-    written = json.dumps(addresses(stack), indent=1) + "\n"
     probe = {"kind": "http", "address": str(host.addresses.local[0]), "port": WEB, "tls": True, "status": [200]}
     rendered = render_tree(
         "webmail",
@@ -76,7 +76,8 @@ def configure(stack: Stack, host: Host) -> Service:
         ),
         files=(
             *(replace(file, **OWN) if file.path == CONFIG else file for file in rendered),
-            File(f"{SETTINGS}/addresses.json", written, **OWN),
+            File(f"{SETTINGS}/addresses.json", _json(addresses(stack)), **OWN),
+            File(f"{SETTINGS}/logins.json", _json(stack.logins), **OWN),
         ),
         secret_files=(SecretFile(f"{SETTINGS}/session-key", "session-key", key, **OWN),),
         units=(
@@ -97,6 +98,10 @@ def configure(stack: Stack, host: Host) -> Service:
         health=({**probe, "path": "/", "server_name": internal},),
         listens=(Listen(WEB, frm=stack.local_addresses(Role.FRONTEND)),),
     )
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def cookie(host: Host) -> str:

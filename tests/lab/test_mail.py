@@ -209,6 +209,51 @@ def test_without_its_signer_nothing_leaves_unsigned(lab: Lab) -> None:
         assert {code for code, _ in said.values()} & {421, 451, 454}, said
 
 
+# Logins
+
+
+@pytest.mark.parametrize("login", ["ann", "ANN@Hill.example", "info@hill.example", "info@moor.example"])
+def test_a_name_and_each_own_address_open_the_same_mailbox(lab: Lab, login: str) -> None:
+    message_id = foreign.send(lab.state, sender="bob@far.example", to="ann@hill.example", subject="By any name")
+    assert in_mailbox(lab, login, message_id, password=lab.state.passwords["ann"])
+
+
+@pytest.mark.parametrize("login", ["sales@hill.example", "ann@far.example", "whoever@dale.example"])
+def test_an_address_that_is_not_one_s_own_lets_nobody_in(lab: Lab, login: str) -> None:
+    for user in ("ann", "ben"):
+        password = lab.state.passwords[user]
+        seen = lab.client("look", server="imap.hill.example", user=login, password=password)
+        assert "AUTHENTICATIONFAILED" in seen.get("error", ""), seen
+        assert submission(lab, user=login, password=password)["auth"][0] == 535
+
+
+def test_whoever_submits_by_an_address_writes_as_the_account_and_as_nobody_else(lab: Lab) -> None:
+    password = lab.state.passwords["ann"]
+    for sender, code in (("ann@hill.example", 250), ("ben@hill.example", 553)):
+        sent = {"from": sender, "recipients": ["bob@far.example"]}
+        said = submission(lab, user="Info@hill.example", password=password, **sent)
+        assert said["auth"][0] == 235 and said["rcpt"][0] == code, said
+
+
+def test_filters_are_put_by_an_address(lab: Lab) -> None:
+    said = lab.client(
+        "sieve",
+        server="imap.hill.example",
+        user="info@hill.example",
+        password=lab.state.passwords["ann"],
+        name="by-address",
+        script="keep;\n",
+    )["said"]
+    assert said[-1].startswith("OK"), said
+    try:
+        for host in ("maildrop-oak", "maildrop-elm"):
+            listed = partial(lab.run, host, "doveadm", "sieve", "list", "-u", "ann")
+            eventually(lambda listed=listed: "by-address" in listed().stdout, 10)  # type: ignore[misc]
+    finally:
+        lab.run("maildrop-oak", "doveadm", "sieve", "deactivate", "-u", "ann")
+        lab.run("maildrop-oak", "doveadm", "sieve", "delete", "-u", "ann", "by-address")
+
+
 # Mailboxes
 
 

@@ -22,6 +22,7 @@ STRANGER = "203.0.113.68"
 
 
 def log_in(window: Browser, lab: Lab, user: str, password: str = "") -> None:
+    """Logs in as ``user``, which may be an address when a password is said."""
     window.open(f"https://{NAME}/")
     window.type("#rcmloginuser", user)
     window.type("#rcmloginpwd", password or lab.state.passwords[user])
@@ -116,6 +117,29 @@ def test_no_secret_of_the_web_mail_can_be_read_by_nginx(lab: Lab) -> None:
 def test_a_wrong_password_is_told(lab: Lab) -> None:
     with browser(lab.state) as other:
         log_in(other, lab, "ann", "wrong")
+        assert other.text("#messagestack .error, #messagestack .warning") == "Login failed."
+
+
+def test_who_logs_in_by_an_address_finds_the_mailbox_of_its_account(lab: Lab) -> None:
+    token = secrets.token_hex(6)
+    foreign.send(lab.state, sender="bob@far.example", to="ann@hill.example", subject=f"Which {token}", text="Hello\n")
+    with browser(lab.state) as other:
+        log_in(other, lab, "Info@hill.example", lab.state.passwords["ann"])
+        inbox(other)
+
+        def arrived() -> bool:
+            other.open(f"https://{NAME}/?_task=mail")
+            return f"Which {token}" in other.text("#messagelist tbody")
+
+        other.wait(arrived, 40)
+        other.open(f"https://{NAME}/?_task=mail&_action=compose")
+        offered = other.run("return [...document.querySelector('#_from').options].map(each => each.text)")
+        assert any("<ann@hill.example>" in address for address in offered)
+
+
+def test_an_address_of_several_lets_nobody_into_the_web_mail(lab: Lab) -> None:
+    with browser(lab.state) as other:
+        log_in(other, lab, "sales@hill.example", lab.state.passwords["ann"])
         assert other.text("#messagestack .error, #messagestack .warning") == "Login failed."
 
 

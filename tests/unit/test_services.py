@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -102,6 +103,60 @@ def test_nobody_sends_as_another(bundles: dict[str, dict[str, Any]]) -> None:
     assert senders["sales@hill.example"] == "ann, ben"
     assert senders["helpdesk@dale.example"] == "ben"
     assert "bob@far.example" not in senders
+
+
+def logins(config: dict[str, Any], host: str = "maildrop-oak") -> dict[str, str]:
+    """Who Dovecot takes whom for, by what they type."""
+    found = parse("lab", "Pulumi.lab.yaml", config)
+    lines = secrets(found, found.all_hosts[host])["logins"].splitlines()
+    entries = ((line.split(":")[0], line.rpartition("user=")[2] if "user=" in line else "") for line in lines)
+    return {login: account or login for login, account in entries}
+
+
+def test_users_log_in_by_name_and_by_each_address_that_is_theirs_alone(keyed_config: dict[str, Any]) -> None:
+    for host in ("maildrop-elm", "smtp-out-ash"):
+        found = logins(keyed_config, host)
+        for login in ("ann", "ann@hill.example", "info@hill.example", "info@moor.example", "postmaster@dale.example"):
+            assert found[login] == "ann"
+    # What several read, what goes on elsewhere, what only a catch-all takes and what is nobody's lets nobody in.
+    for login in ("sales@hill.example", "partner@hill.example", "whoever@dale.example", "carl@hill.example", "info"):
+        assert login not in found
+
+
+def test_an_address_of_another_leads_to_that_other_or_to_nobody(keyed_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["accounts"]["ann2"] = config["accounts"]["ann"]
+    config["domains"]["dale.example"]["aliases"]["ann"] = "ann2"
+    config["domains"]["hill.example"]["aliases"]["ben"] = ["ann", "ben"]
+    found = logins(config)
+    assert found["ann@hill.example"] == "ann" and found["ann@dale.example"] == "ann2"
+    assert "ben@hill.example" not in found
+    # The catch-all of dale.example is ben's: so is ben@, and ann2@ is not ann2's.
+    assert found["ben@dale.example"] == "ben" and "ann2@dale.example" not in found
+
+
+def test_a_name_in_a_domain_that_gives_the_address_to_nobody_still_lets_its_account_in(
+    keyed_config: dict[str, Any],
+) -> None:
+    config = copy.deepcopy(keyed_config)
+    del config["domains"]["hill.example"]["aliases"]["ben"]
+    assert logins(config)["ben@hill.example"] == "ben"
+
+
+def test_the_web_mail_takes_logins_for_the_same_accounts(
+    keyed_stack: Stack, keyed_config: dict[str, Any], bundles: dict[str, dict[str, Any]]
+) -> None:
+    known = json.loads(file(bundles, "frontend-elm", "/etc/posthorn/webmail/logins.json"))
+    assert known == logins(keyed_config) == keyed_stack.logins
+
+
+def test_machines_submit_and_have_no_mailbox(keyed_config: dict[str, Any]) -> None:
+    assert "doors" in logins(keyed_config, "smtp-out-oak") and "doors" not in logins(keyed_config)
+
+
+def test_mailboxes_are_listed_by_the_names_of_accounts_without_passwords(bundles: dict[str, dict[str, Any]]) -> None:
+    lines = file(bundles, "maildrop-oak", "/etc/dovecot/users").splitlines()
+    assert [line.split(":")[:2] for line in lines] == [["ann", ""], ["ben", ""]]
 
 
 def test_ports_behind_the_front_ends_are_open_to_them_alone(bundles: dict[str, dict[str, Any]]) -> None:

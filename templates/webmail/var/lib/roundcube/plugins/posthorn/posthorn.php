@@ -8,6 +8,7 @@ require_once __DIR__ . '/state.php';
 class posthorn extends rcube_plugin
 {
     const ADDRESSES = '/etc/posthorn/webmail/addresses.json';
+    const LOGINS = '/etc/posthorn/webmail/logins.json';
     const UNSAVED = 'posthorn_unsaved';
 
     private $rc;
@@ -26,10 +27,12 @@ class posthorn extends rcube_plugin
         }
     }
 
-    /** One user, whether they write a domain after the account's name or not, as for other mail programs. */
+    /** One user, whether they write the account's name or an address of theirs, as for other mail programs. */
     public function authenticate($args)
     {
-        $args['user'] = mb_strtolower(strtok($args['user'], '@') ?: '');
+        $typed = mb_strtolower($args['user']);
+        // What is nobody's goes on as it is, and is refused by the mailbox host.
+        $args['user'] = $this->read(self::LOGINS)[$typed] ?? $typed;
         return $args;
     }
 
@@ -121,7 +124,11 @@ class posthorn extends rcube_plugin
 
     private function addresses($account)
     {
-        $all = json_decode(file_get_contents(self::ADDRESSES), true);
-        return $all[$account] ?? [];
+        return $this->read(self::ADDRESSES)[$account] ?? [];
+    }
+
+    private function read($file)
+    {
+        return json_decode(file_get_contents($file), true);
     }
 }
