@@ -9,6 +9,7 @@ from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, parse
 from model.stack import Stack, StackFile
+from services.bundle import Conflict
 from services.zones import record_problems
 
 
@@ -31,7 +32,10 @@ def configured_stack() -> Stack:
 
 
 stack = configured_stack()
-platform = Platform(stack)
+try:
+    platform = Platform(stack)
+except Conflict as conflict:
+    raise pulumi.RunError(str(conflict)) from None
 pulumi.export("imap", stack.public_name("imap"))
 pulumi.export("submission", stack.public_name("smtp_out"))
 pulumi.export("mx", stack.public_name("smtp_in"))

@@ -110,13 +110,33 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"hosts.{name}.roles", "webmail is served by the NGINX of a front end: add the role frontend")
     if stack.hosts_with(Role.WEBMAIL) and not stack.access.users_from:
         yield Problem("access.users_from", "names no network: then nobody gets to the web mail")
-    postfix = (Role.SMTP_IN, Role.SMTP_OUT, Role.MAILDROP)
+
+
+MTA = "the one mail transport agent of a Debian"
+HAS_ALONE: dict[Role, tuple[str, ...]] = {
+    Role.SMTP_IN: (MTA, "rspamd", "port 25", "port 465"),
+    Role.SMTP_OUT: (MTA, "rspamd", "Dovecot", "port 587"),
+    Role.MAILDROP: (MTA, "Dovecot", "port 25", "port 465", "port 993", "port 4190"),
+    Role.FRONTEND: ("NGINX", "port 80", "port 443", "port 587", "port 993", "port 4190"),
+    Role.RSPAMD: ("rspamd",),
+    Role.RESOLVER: (),
+    Role.WEBMAIL: (),
+    Role.RELAY_CLIENT: (MTA,),
+}
+"""What a role takes of its host for itself: daemons, of which it sets up all, and ports that others may want."""
+
+
+def roles_can_share_a_host(stack: Stack) -> Iterator[Problem]:
     for name, settings in stack.hosts.items():
-        mta = [role.value for role in postfix if role in settings.roles]
-        if len(mta) > 1:
-            yield Problem(f"hosts.{name}.roles", f"{' and '.join(mta)} cannot share a host: each has its own Postfix")
-        if mta and Role.RELAY_CLIENT in settings.roles:
-            yield Problem(f"hosts.{name}.roles", "relay-client (OpenSMTPD) cannot stand beside Postfix on Debian")
+        for one, other in combinations([role for role in Role if role in settings.roles], 2):
+            if both := [thing for thing in HAS_ALONE[one] if thing in HAS_ALONE[other]]:
+                pair = f"{one.value} and {other.value}"
+                told = f"{pair} cannot share a host, as each wants for itself {_listed(both)}: give one of them another"
+                yield Problem(f"hosts.{name}.roles", told)
+
+
+def _listed(things: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(things[:-1]), things[-1])))
 
 
 def targets_lead_somewhere(stack: Stack) -> Iterator[Problem]:
@@ -247,6 +267,7 @@ CHECKS: tuple[Check, ...] = (
     addresses_are_unique,
     prefixes_do_not_overlap,
     roles_are_placed,
+    roles_can_share_a_host,
     equal_domains_exist,
     zones_have_servers,
     the_world_can_verify_what_is_demanded,

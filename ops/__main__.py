@@ -24,6 +24,7 @@ from ops import keys as keymaking
 from ops import name_server, records, stackfile
 from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
+from services.bundle import Conflict
 
 console = Console(highlight=False)
 
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return refresh(project, said.without, options.yes)
             case _:
                 return down(project, options.yes)
-    except (StackError, OperatorError, FileExistsError) as error:
+    except (StackError, Conflict, OperatorError, FileExistsError) as error:
         console.print(str(error), style="red", markup=False)
         return 1
     except BrokenPipeError:

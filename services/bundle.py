@@ -11,14 +11,16 @@ from services.service import Service, User
 
 
 class Conflict(Exception):
-    """Two services of a host want different things of the same path or name: an error in services/."""
+    """Two services of a host want different things of the same path or name: `model.checks` should have refused it."""
 
 
 def _merged(host: Host, kind: str, items: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     merged: dict[str, dict[str, Any]] = {}
     for key, value in items:
         if merged.setdefault(key, value) != value:
-            raise Conflict(f"{host.name}: two services want different {kind} {key}")
+            roles = ", ".join(host.roles)
+            advice = f"give one of its roles ({roles}) to another host"
+            raise Conflict(f"hosts.{host.name}.roles: two of them want {kind} {key} to be different: {advice}")
     return dict(sorted(merged.items()))
 
 

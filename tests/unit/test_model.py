@@ -60,6 +60,20 @@ def test_aliases_that_lead_in_a_circle_are_refused(config: dict[str, Any]) -> No
     ]
 
 
+def test_roles_that_want_the_same_cannot_share_a_host(config: dict[str, Any]) -> None:
+    config["hosts"]["frontend-ash"]["roles"] = ["frontend", "rspamd", "smtp-out", "maildrop"]
+    config["machine_users"]["doors"]["hosts"].remove("frontend-ash")
+    del config["hosts"]["maildrop-elm"]
+    said = "cannot share a host, as each wants for itself"
+    assert problems_of(config) == [
+        f"hosts.frontend-ash.roles: maildrop and frontend {said} port 993 and port 4190: give one of them another",
+        f"hosts.frontend-ash.roles: smtp-out and frontend {said} port 587: give one of them another",
+        f"hosts.frontend-ash.roles: smtp-out and maildrop {said} the one mail transport agent of a Debian and Dovecot:"
+        " give one of them another",
+        f"hosts.frontend-ash.roles: smtp-out and rspamd {said} rspamd: give one of them another",
+    ]
+
+
 def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
     config["hosts"]["smtp-in-oak"]["addresses"]["public"][0] = "198.51.100.77"
     config["domains"]["hill.example"]["aliases"]["a"] = "carl"

@@ -6,13 +6,17 @@ import copy
 import json
 import re
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import pytest
 
+from model.checks import roles_can_share_a_host
 from model.load import parse
-from model.stack import Stack
-from services.bundle import bundle, secrets
+from model.network import Role
+from model.stack import Host, Stack
+from services.bundle import Conflict, bundle, secrets
+from services.roles import services_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,42 @@ def test_a_host_gets_its_own_key_and_no_other(keyed_stack: Stack) -> None:
     for name, host in keyed_stack.all_hosts.items():
         held = "".join(secrets(keyed_stack, host).values())
         assert [other for other, key in keys.items() if key in held] == [name]
+
+
+def with_roles(stack: Stack, host: str, roles: tuple[Role, ...]) -> Stack:
+    """The stack with other roles on a host, whatever the checks say."""
+    there = stack.hosts[host].model_copy(update={"roles": roles})
+    values = {field: getattr(stack, field) for field in Stack.model_fields}
+    return Stack.model_construct(**(values | {"hosts": {**stack.hosts, host: there}}))
+
+
+def clash(stack: Stack, host: Host) -> bool:
+    """Whether services of a host want the same file, unit or port in different ways."""
+    try:
+        bundle(stack, host)
+    except Conflict:
+        return True
+    wanted = {
+        ((listen.protocol, listen.port), service.name)
+        for service in services_of(stack, host)
+        for listen in service.listens
+    }
+    return len(wanted) != len({port for port, _ in wanted})
+
+
+@pytest.mark.parametrize("roles", list(combinations(Role, 2)), ids="+".join)
+def test_two_roles_are_refused_on_a_host_when_their_services_clash(stack: Stack, roles: tuple[Role, Role]) -> None:
+    together = with_roles(stack, "frontend-ash", roles)
+    refused = bool(list(roles_can_share_a_host(together)))
+    # Debian's packages of Postfix and OpenSMTPD shut one another out, which no file tells.
+    packages = Role.RELAY_CLIENT in roles and refused
+    assert refused == (packages or clash(together, together.all_hosts["frontend-ash"]))
+
+
+def test_a_clash_that_no_check_foresaw_is_told_in_a_sentence(stack: Stack) -> None:
+    together = with_roles(stack, "frontend-ash", (Role.SMTP_IN, Role.RSPAMD))
+    with pytest.raises(Conflict, match=r"^hosts\.frontend-ash\.roles: two of them want unit rspamd\.service to be"):
+        bundle(together, together.all_hosts["frontend-ash"])
 
 
 def test_rendering_twice_gives_the_same(keyed_stack: Stack, bundles: dict[str, dict[str, Any]]) -> None:
