@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part
+from model.keys import PLACEHOLDER
 
 CATCH_ALL = "*"
 DISCARD = "/dev/null"
@@ -62,6 +64,33 @@ SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$
 """A mechanism that lets another sender pass (RFC 7208 section 5)."""
 Secret = SecretStr
 
+SCHEMES = (
+    "ARGON2ID",
+    "ARGON2I",
+    "BLF-CRYPT",
+    "SHA512-CRYPT",
+    "SHA256-CRYPT",
+    "SCRAM-SHA-256",
+    "PBKDF2",
+    "SSHA512",
+    "SSHA256",
+)
+"""Salted hashes of today that Dovecot 2.3 and 2.4 both verify; what 2.4 calls weak, it refuses to."""
+_HASH = re.compile(rf"\{{({'|'.join(SCHEMES)})\}}[^\s:]+", re.IGNORECASE)
+
+
+def _hash(value: SecretStr) -> SecretStr:
+    """A password hash in Dovecot's notation, which a passwd-file can hold. The message never shows it."""
+    text = value.get_secret_value()
+    if text != PLACEHOLDER and not _HASH.fullmatch(text):
+        *others, last = (f"{{{scheme}}}" for scheme in SCHEMES)
+        listed = f"{', '.join(others)} or {last}"
+        raise ValueError(f"must be a hash: put here what make password prints (it may begin with {listed})")
+    return value
+
+
+PasswordHash = Annotated[SecretStr, AfterValidator(_hash)]
+
 
 class Domain(Frozen):
     """A domain that the stack takes mail for.
@@ -85,7 +114,7 @@ class Domain(Frozen):
 class Account(Frozen):
     """A mailbox, and the right to submit mail. The password is kept as a hash in Dovecot's notation."""
 
-    password: Secret
+    password: PasswordHash
     """The hash of it, as ``make password`` prints it."""
     quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
     """What the mailbox may hold, as 500M or 5G."""

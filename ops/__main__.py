@@ -81,7 +81,16 @@ def print_update_keys(project: Project, server: str) -> int:
 
 def print_password_hash() -> int:
     """Prints the hash of a password, in the notation of Dovecot, for an account in the stack file."""
-    password = sys.stdin.readline().rstrip("\n") if not sys.stdin.isatty() else getpass.getpass("password: ")
+    if sys.stdin.isatty():
+        password = getpass.getpass("password: ")
+        if getpass.getpass("once more: ") != password:
+            console.print("these were two passwords: nothing was hashed", style="red")
+            return 1
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        console.print("an empty password is none: nothing was hashed", style="red")
+        return 1
     console.print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
     return 0
 

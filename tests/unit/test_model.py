@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from model.base import StackError
+from model.keys import PLACEHOLDER
 from model.load import load, parse
+from model.mail import SCHEMES
 from model.network import mac_address
 from model.stack import Stack
 
@@ -91,6 +93,31 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
     config["accounts"]["ann"]["password"] = ["very-secret"]
     assert "very-secret" not in "\n".join(problems_of(config))
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "hunter2",
+        "{PLAIN}hunter2",
+        "{CRYPT}hunter2",
+        "{MD5-CRYPT}$1$hunter2",
+        "{BLF-CRYPT}",
+        "{BLF-CRYPT}hunter2:::::user=ben",
+    ],
+)
+def test_a_password_that_is_no_good_hash_is_refused_and_not_shown(config: dict[str, Any], password: str) -> None:
+    config["accounts"]["ann"]["password"] = password
+    (said,) = problems_of(config)
+    assert said.startswith("accounts.ann.password: must be a hash: put here what make password prints")
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_hashes_that_both_dovecots_verify_are_taken(config: dict[str, Any], scheme: str) -> None:
+    config["accounts"]["ann"]["password"] = f"{{{scheme}}}$2b$12$x"
+    config["accounts"]["ben"]["password"] = PLACEHOLDER
+    assert parse("lab", "Pulumi.lab.yaml", config)
 
 
 def test_hosts_are_named_after_their_role_and_site(stack: Stack) -> None:

@@ -45,6 +45,17 @@ def test_a_stack_that_is_not_there_is_said_so(project: Path, capsys: pytest.Capt
     assert "there is no such file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("typed", "status"), [(["one", "one"], 0), (["one", "two"], 1), (["", ""], 1)])
+def test_a_password_is_asked_for_twice(
+    typed: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(typed)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(answers))
+    assert main(["password"]) == status
+    assert capsys.readouterr().out.startswith("{BLF-CRYPT}$2b$12$") == (status == 0)
+
+
 def test_rendering_marks_every_secret_and_writes_every_zone(stack: Stack, tmp_path: Path) -> None:
     render_stack(stack, tmp_path / "out")
     assert (tmp_path / "out/hosts/smtp-in-oak/etc/posthorn/tls/host.key").read_text() == "SECRET tls-key\n"
