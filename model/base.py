@@ -41,6 +41,7 @@ class StackError(Exception):
 
 
 _LABEL = re.compile(r"^(?!-)[a-z0-9_-]{1,63}(?<!-)$")
+_ACCOUNT = re.compile(r"^[a-z0-9]([a-z0-9_-]|\.(?!\.))*$")
 _DOT_ATOM = re.compile(r"^[a-z0-9!#$%&'*/=?^_`{|}~+-]+(\.[a-z0-9!#$%&'*/=?^_`{|}~+-]+)*$")
 
 
@@ -60,6 +61,22 @@ def _dns_name(value: object) -> str:
 def _label(value: str) -> str:
     if not _LABEL.match(value) or "_" in value:
         raise ValueError(f"{value!r} must be one DNS label: small letters, digits and hyphens")
+    return value
+
+
+def _account(value: object) -> str:
+    """The name of an account: a Dot-string (RFC 5321 section 4.1.2) of letters that are safe in paths, maps and logins.
+
+    No ``+``, which begins a subaddress; no dot or other sign at an end, where paths and shells read more into it.
+    """
+    if isinstance(value, str) and "@" in value:
+        local, _, domain = value.partition("@")
+        advice = (
+            f"name the account {local or 'by a word'}, and let an alias of that name lead to it in domains.{domain}"
+        )
+        raise ValueError(f"{value!r} is an address: {advice}")
+    if not isinstance(value, str) or len(value) > 63 or not _ACCOUNT.match(value) or not value[-1].isalnum():
+        raise ValueError(f"{value!r} must be small letters and digits, with single dots, - or _ between them")
     return value
 
 
@@ -87,5 +104,6 @@ def _selector(value: str) -> str:
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
 Label = Annotated[str, AfterValidator(_label)]
 Selector = Annotated[str, AfterValidator(_selector)]
+AccountName = Annotated[str, BeforeValidator(_account)]
 LocalPart = Annotated[str, BeforeValidator(_local_part)]
 MailAddress = Annotated[str, BeforeValidator(_address)]

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from pydantic import Field
 
-from model.base import DnsName, Frozen, IPAddress, IPNetwork, Label
+from model.base import AccountName, DnsName, Frozen, IPAddress, IPNetwork, Label
 from model.keys import Keys
 from model.mail import CATCH_ALL, Account, Domain, MachineUser, Target
 from model.network import Gateway, HostSettings, Release, Role, Site, mac_address
@@ -79,8 +79,8 @@ class StackFile(Frozen):
     """Host by name, which is role-site."""
     domains: dict[DnsName, Domain] = Field(min_length=1)
     """Domain by name."""
-    accounts: dict[Label, Account] = {}
-    """Account by name. Its user logs in by this name, or by an address that is the account's alone."""
+    accounts: dict[AccountName, Account] = {}
+    """Account by name, as ``ann`` or ``john.doe``. Users log in by it, or by an address that is theirs alone."""
     machine_users: dict[Label, MachineUser] = {}
     """Machine user by name."""
     access: Access

@@ -120,6 +120,49 @@ def test_hashes_that_both_dovecots_verify_are_taken(config: dict[str, Any], sche
     assert parse("lab", "Pulumi.lab.yaml", config)
 
 
+@pytest.mark.parametrize("name", ["john.doe", "a_b-c.d", "x", "1st", "a--b", "john.x.doe"])
+def test_an_account_may_be_called_as_people_are(config: dict[str, Any], name: str) -> None:
+    config["accounts"][name] = config["accounts"]["ann"]
+    config["domains"]["hill.example"]["aliases"]["j"] = f"{name}+j"
+    assert parse("lab", "Pulumi.lab.yaml", config).logins["j@hill.example"] == name
+
+
+BAD = (
+    "John",
+    ".john",
+    "john.",
+    "..",
+    "a..b",
+    "-a",
+    "a_",
+    "a/b",
+    "a+b",
+    "a b",
+    "a:b",
+    "a,b",
+    "#a",
+    "%u",
+    "",
+    "jö",
+    "a\n",
+)
+
+
+@pytest.mark.parametrize("name", [*BAD, "a" * 64])
+def test_a_name_that_would_be_unsafe_in_a_path_or_a_map_is_refused(config: dict[str, Any], name: str) -> None:
+    config["accounts"][name] = config["accounts"]["ann"]
+    (said,) = problems_of(config)
+    assert "must be small letters and digits, with single dots, - or _ between them" in said
+
+
+def test_an_address_as_an_account_is_refused_with_what_to_do(config: dict[str, Any]) -> None:
+    config["accounts"]["john@hill.example"] = config["accounts"]["ann"]
+    assert problems_of(config) == [
+        "accounts.john@hill.example: 'john@hill.example' is an address: name the account john, and let an alias of that"
+        " name lead to it in domains.hill.example"
+    ]
+
+
 def test_hosts_are_named_after_their_role_and_site(stack: Stack) -> None:
     assert stack.all_hosts["smtp-in-oak"].fqdn == "smtp-in.oak.net.hill.example"
 
