@@ -47,8 +47,8 @@ class Place:
     def good(self, what: str) -> Finding:
         return Finding(self.area, self.where, Severity.GOOD, what)
 
-    def note(self, what: str) -> Finding:
-        return Finding(self.area, self.where, Severity.NOTE, what)
+    def note(self, what: str, advice: str = "") -> Finding:
+        return Finding(self.area, self.where, Severity.NOTE, what, advice)
 
     def better(self, what: str, advice: str) -> Finding:
         return Finding(self.area, self.where, Severity.ADVICE, what, advice)

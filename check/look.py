@@ -237,6 +237,19 @@ def mailboxes(task: Task) -> Any:
     return json.loads(done.stdout)
 
 
+def former(task: Task) -> Any:
+    """Homes on a mailbox host whose account is gone: how much is in each, and when something last changed."""
+    found = {}
+    for home in Path(task["homes"]).iterdir() if task["homes"] else ():
+        # One that is being removed just now is gone.
+        with contextlib.suppress(FileNotFoundError):
+            if home.name not in task["accounts"]:
+                files = [path.lstat() for path in (home, *home.rglob("*"))]
+                size = sum(file.st_size for file in files)
+                found[home.name] = {"size": size, "changed": max(file.st_mtime for file in files)}
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Packages and certificates
 
@@ -294,6 +307,7 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "lessons": lessons,
     "scanner": scanner,
     "mailboxes": mailboxes,
+    "former": former,
     "packages": packages,
     "certificates": certificates,
     "renewal": renewal,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from check.finding import DAY, Findings, Place, age
+from check.finding import DAY, Findings, Place, age, size
 from model.stack import Stack
+from services.replication import HOMES
 
 AREA = "mailboxes"
 LATE, OLD = 60.0, 600.0
@@ -38,6 +40,26 @@ def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]], *, alone: bool 
         yield place.better(said, "a new account is seen within a quarter of an hour; else see doveadm user '*'")
     elif known and all(state["ok"] for state in known):
         yield place.good(f"all {users} are alike at both hosts")
+
+
+def judge_former(reports: Mapping[str, Mapping[str, Any]]) -> Findings:
+    """Mailboxes whose account is gone. They are never removed by themselves, and whoever gets the name has them."""
+    kept: dict[str, dict[str, str]] = {}
+    for host, report in reports.items():
+        for name, home in (report.get("former") or {}).items():
+            said = f"{size(home['size'])}, unchanged for {age(report['time'] - home['changed'])}"
+            kept.setdefault(name, {})[host] = said
+    for name, hosts in sorted(kept.items()):
+        amounts = "; ".join(f"{said} at {host}" for host, said in sorted(hosts.items()))
+        words = f"rm -r {shlex.quote(f'{HOMES}/{name}')}"
+        advice = f"whoever gets the name has it; to remove it for good, at {' and at '.join(sorted(hosts))}: {words}"
+        yield Place(AREA, name).note(f"a mailbox without an account is kept: {amounts}", advice)
+
+
+def judge_addresses(stack: Stack) -> Findings:
+    """Accounts that nobody can write to."""
+    for account in stack.without_address:
+        yield Place(AREA, account).note("an account that gets no mail: no alias of any domain leads to it")
 
 
 def _one(place: Place, state: Mapping[str, Any], *, alone: bool) -> Findings:

@@ -21,7 +21,7 @@ from check.ssh import Seen, look
 from check.wire import Talk, Target
 from model.network import Role
 from model.stack import Host, Stack
-from services import learning
+from services import learning, replication
 from services.bundle import bundle
 
 FOLDER = Path(__file__).parent
@@ -191,6 +191,7 @@ class Check:
         alone = any(host.site in self.without for host in stack.hosts_with(Role.MAILDROP))
         states = {name: report["mailboxes"] for name, report in reports.items() if report.get("mailboxes")}
         findings += mailboxes.judge(stack, states, alone=alone)
+        findings += [*mailboxes.judge_former(reports), *mailboxes.judge_addresses(stack)]
         return findings
 
     async def _look(self, host: Host, endpoints: Sequence[Endpoint]) -> Seen:
@@ -207,6 +208,8 @@ class Check:
             "units": list(wanted["units"]),
             "paths": list(hosts.paths(self.stack, host)),
             "spool": learning.SPOOL if host.has(Role.MAILDROP) else "",
+            "homes": replication.HOMES if host.has(Role.MAILDROP) else "",
+            "accounts": list(self.stack.accounts),
         }
         try:
             return await look(self.stack, host, task, time.time)

@@ -71,9 +71,7 @@ def _account(value: object) -> str:
     """
     if isinstance(value, str) and "@" in value:
         local, _, domain = value.partition("@")
-        advice = (
-            f"name the account {local or 'by a word'}, and let an alias of that name lead to it in domains.{domain}"
-        )
+        advice = f"name the account {local}, and let an alias of that name lead to it in domains.{domain}"
         raise ValueError(f"{value!r} is an address: {advice}")
     if not isinstance(value, str) or len(value) > 63 or not _ACCOUNT.match(value) or not value[-1].isalnum():
         raise ValueError(f"{value!r} must be small letters and digits, with single dots, - or _ between them")

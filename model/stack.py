@@ -253,6 +253,14 @@ class Stack(StackFile):
         return found
 
     @property
+    def without_address(self) -> tuple[str, ...]:
+        """Accounts that get no mail, since no alias leads to them."""
+        targets = {t for domain in self.domains for found in self.resolved_aliases(domain).values() for t in found}
+        mailbox = f"@{self.mailbox_domain}"
+        reached = {t.account or str(t).removesuffix(mailbox).split("+")[0] for t in targets}
+        return tuple(account for account in self.accounts if account not in reached)
+
+    @property
     def postmaster_address(self) -> str:
         """The address of the postmaster, in a domain that takes mail."""
         return f"postmaster@{self.domain if self.domain in self.domains else next(iter(self.domains))}"

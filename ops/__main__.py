@@ -114,6 +114,8 @@ class Words:
 def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]:
     """Arguments and variables for Pulumi. Raises `OperatorError` with every reason not to start."""
     stack = project.load()
+    for account in stack.without_address:
+        console.print(f"accounts.{account}: gets no mail, as no alias of any domain leads to it", style="yellow")
     project.ensure_exists()
     exported = records.state_of(project)
     adopted = records.adopted(stack, words.adopt)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import copy
 import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from rich.console import Console
 
 from check import certificates, hosts, mailboxes, ports, report
 from check.finding import Finding, Place, Severity, status
+from check.look import former
 from check.ports import FOREIGN, Endpoint
 from check.ssh import Seen
 from check.wire import Talk
+from model.load import parse
 from model.stack import Host, Stack
 
 NOW = dt.datetime.now(dt.UTC)
@@ -370,6 +374,34 @@ def state(**more: Any) -> dict[str, Any]:
 def test_the_state_of_the_mailboxes(keyed_stack: Stack, change: dict[str, Any], severity: str, said: str) -> None:
     found = worst(mailboxes.judge(keyed_stack, {"maildrop-oak": state(**change)}))
     assert found.severity == severity and said in found.what
+
+
+def test_a_mailbox_whose_account_is_gone_is_told_with_the_words_that_remove_it() -> None:
+    home = {"size": 3 * 1024 * 1024, "changed": 0.0}
+    reports: dict[str, Any] = {name: {"time": 864000.0, "former": {"carl": home}} for name in ("oak", "elm")}
+    (found,) = mailboxes.judge_former({**reports, "smtp-in-oak": {"time": 1.0, "former": {}}, "ash": {"time": 1.0}})
+    assert (found.where, found.severity) == ("carl", Severity.NOTE)
+    said = "3 MiB, unchanged for 10 days"
+    assert found.what == f"a mailbox without an account is kept: {said} at elm; {said} at oak"
+    assert found.advice.endswith("to remove it for good, at elm and at oak: rm -r /var/vmail/users/carl")
+
+
+def test_homes_without_an_account_are_seen_with_all_that_is_in_them(tmp_path: Path) -> None:
+    for name in ("ann", "carl"):
+        (tmp_path / name / "mdbox").mkdir(parents=True)
+        (tmp_path / name / "mdbox" / "m.1").write_text("x" * 10_000)
+    seen = former({"homes": str(tmp_path), "accounts": ["ann"]})
+    assert list(seen) == ["carl"] and 10_000 <= seen["carl"]["size"] < 30_000
+    assert former({"homes": "", "accounts": []}) == {}
+
+
+def test_an_account_that_nobody_can_write_to_is_told(keyed_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["accounts"] |= dict.fromkeys(("carl", "dora", "emil"), config["accounts"]["ann"])
+    config["domains"]["hill.example"]["aliases"]["d"] = "dora+x"
+    config["domains"]["dale.example"]["aliases"]["e"] = ["ann", "emil+y@maildrop.net.hill.example"]
+    (found,) = mailboxes.judge_addresses(parse("lab", "Pulumi.lab.yaml", config))
+    assert found.where == "carl" and "no alias of any domain leads to it" in found.what
 
 
 # Telling
