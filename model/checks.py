@@ -112,7 +112,7 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
         yield Problem("access.users_from", "names no network: then nobody gets to the web mail")
 
 
-MTA = "the one mail transport agent of a Debian"
+MTA = "Debian's one mail transport agent"
 HAS_ALONE: dict[Role, tuple[str, ...]] = {
     Role.SMTP_IN: (MTA, "rspamd", "port 25", "port 465"),
     Role.SMTP_OUT: (MTA, "rspamd", "Dovecot", "port 587"),
@@ -131,7 +131,7 @@ def roles_can_share_a_host(stack: Stack) -> Iterator[Problem]:
         for one, other in combinations([role for role in Role if role in settings.roles], 2):
             if both := [thing for thing in HAS_ALONE[one] if thing in HAS_ALONE[other]]:
                 pair = f"{one.value} and {other.value}"
-                told = f"{pair} cannot share a host, as each wants for itself {_listed(both)}: give one of them another"
+                told = f"{pair} cannot share a host: each needs {_listed(both)} for itself, so give one of them another"
                 yield Problem(f"hosts.{name}.roles", told)
 
 

@@ -66,13 +66,13 @@ def test_roles_that_want_the_same_cannot_share_a_host(config: dict[str, Any]) ->
     config["hosts"]["frontend-ash"]["roles"] = ["frontend", "rspamd", "smtp-out", "maildrop"]
     config["machine_users"]["doors"]["hosts"].remove("frontend-ash")
     del config["hosts"]["maildrop-elm"]
-    said = "cannot share a host, as each wants for itself"
+    said, advice = "cannot share a host: each needs", "for itself, so give one of them another"
+    mta = "Debian's one mail transport agent"
     assert problems_of(config) == [
-        f"hosts.frontend-ash.roles: maildrop and frontend {said} port 993 and port 4190: give one of them another",
-        f"hosts.frontend-ash.roles: smtp-out and frontend {said} port 587: give one of them another",
-        f"hosts.frontend-ash.roles: smtp-out and maildrop {said} the one mail transport agent of a Debian and Dovecot:"
-        " give one of them another",
-        f"hosts.frontend-ash.roles: smtp-out and rspamd {said} rspamd: give one of them another",
+        f"hosts.frontend-ash.roles: maildrop and frontend {said} port 993 and port 4190 {advice}",
+        f"hosts.frontend-ash.roles: smtp-out and frontend {said} port 587 {advice}",
+        f"hosts.frontend-ash.roles: smtp-out and maildrop {said} {mta} and Dovecot {advice}",
+        f"hosts.frontend-ash.roles: smtp-out and rspamd {said} rspamd {advice}",
     ]
 
 

@@ -35,7 +35,8 @@ def test_opensmtpd_cannot_stand_beside_postfix(config: dict[str, Any]) -> None:
     config["hosts"]["smtp-out-oak"]["roles"].append("relay-client")
     config["machine_users"]["doors"]["hosts"].append("smtp-out-oak")
     assert problems_of(config) == [
-        "hosts.smtp-out-oak.roles: relay-client (OpenSMTPD) cannot stand beside Postfix on Debian"
+        "hosts.smtp-out-oak.roles: smtp-out and relay-client cannot share a host: each needs Debian's one"
+        " mail transport agent for itself, so give one of them another"
     ]
 
 
