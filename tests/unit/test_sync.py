@@ -492,6 +492,44 @@ def test_an_audit_that_could_not_be_made_is_no_difference(daemon: Daemon, monkey
     assert not daemon.audit["differences"]
 
 
+def test_everybody_is_read_once_a_day_and_again_soon_where_something_differs(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+
+    async def audit_all() -> dict[str, str]:
+        read.append(asyncio.get_running_loop().time())
+        return {"ann": "Dovecot is down"} if len(read) == 1 else {}
+
+    async def a_while() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.audits(), 0.5)
+
+    monkeypatch.setattr(sync, "FIRST_AUDIT", 0.0)
+    monkeypatch.setattr(sync, "AUDIT_SECONDS", 0.0)
+    monkeypatch.setattr(sync, "AUDIT_AGAIN", 0.1)
+    monkeypatch.setattr(daemon, "audit_all", audit_all)
+    daemon.met({"boot": "1", "store": "s"})
+    assert daemon.allowed()
+    monkeypatch.setattr(sync, "AUDIT_SECONDS", 86400.0)
+    asyncio.run(a_while())
+    assert len(read) == 2 and daemon.audit["at"]
+
+
+def test_all_own_users_are_compared_every_ten_to_fifteen_minutes(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = (user_of(daemon.configuration, mine=mine) for mine in (True, False))
+
+    async def users() -> list[str]:
+        return [mine, theirs]
+
+    monkeypatch.setattr(daemon, "users", users)
+    asyncio.run(daemon.make_pass(everybody=False))
+    assert daemon.queue.waiting.keys() == {mine} and not daemon.outbox
+    assert 600 < daemon.pass_due - daemon.pass_started < 900
+
+
 def test_two_daemons_meet_over_one_connection(daemon: Daemon) -> None:
     async def meet() -> dict[str, Any]:
         server = await asyncio.start_server(daemon.serve, "127.0.0.1", 0)
