@@ -191,11 +191,11 @@ class Store:
         with os.scandir(self.homes) as homes:
             return next(homes, None) is not None
 
-    def open(self, peer_has_mail: Callable[[], bool] = lambda: False) -> str | None:
+    def open(self, had_store: Callable[[], bool] = lambda: False) -> str | None:
         """As root, before Dovecot starts: takes up the store of a new host, and refuses a wrong one with a sentence.
 
         A host that knows no store takes the one that it finds (its system disk was made anew), or begins one: which is
-        not shown to users before the operator's word has filled it, where the peer has their mail.
+        not shown to users before the operator's word has filled it, if it had one before.
         """
         if not self.known:
             found = read(self.marker)
@@ -204,7 +204,7 @@ class Store:
             elif self.homes.is_dir():
                 return f"the store {self.path} has mail, but no {self.marker.name}: posthorn-sync reseed takes it up"
             else:
-                self.begin(filling=peer_has_mail())
+                self.begin(filling=had_store())
         return self.problem()
 
     def begin(self, *, new: bool = False, filling: bool = False) -> str:
@@ -971,8 +971,8 @@ class Daemon:
         return self.introduction()
 
     def expects(self) -> dict[str, Any]:
-        """A peer that knows no store of its own asks whether there is mail that it should have."""
-        return {"mail": bool(self.peer.store) or self.store.has_homes()}
+        """A peer that knows no store of its own asks whether it had one."""
+        return {"store": self.peer.store}
 
     def on_changed(self, word: dict[str, Any]) -> dict[str, Any]:
         """The peer hands over users whose initiator this host is."""
@@ -1236,7 +1236,7 @@ def open_store(configuration: Configuration) -> int:
     """
     STATE.mkdir(mode=0o755, exist_ok=True)
     store = Store(configuration)
-    problem = store.open(lambda: peer_has_mail(configuration))
+    problem = store.open(lambda: had_store(configuration))
     if problem:
         say(f"{problem}. Mount the right disk; or, if it is lost for good, say posthorn-sync reseed.", 3)
         return 1
@@ -1250,8 +1250,8 @@ def open_store(configuration: Configuration) -> int:
     return 0
 
 
-def peer_has_mail(configuration: Configuration, patience: float = 5.0) -> bool:
-    """Whether the peer has mail, or remembers that this host had some. Not so when it is not there: so begins a pair.
+def had_store(configuration: Configuration, patience: float = 5.0) -> bool:
+    """Whether the peer remembers a store of this host. Not so when it is not there: so begins a pair.
 
     For ``patience`` seconds the near end of the tunnel may still be on its way up.
     """
@@ -1260,11 +1260,11 @@ def peer_has_mail(configuration: Configuration, patience: float = 5.0) -> bool:
     deadline, token = time.monotonic() + patience, TOKEN.read_text().strip()
     while True:
         try:
-            return bool(ask(configuration.to_peer, "GET", "/peer/expects", token=token)["mail"])
+            return bool(ask(configuration.to_peer, "GET", "/peer/expects", token=token)["store"])
         except OSError as error:
             if not isinstance(error, ConnectionRefusedError) or time.monotonic() > deadline:
                 say(
-                    f"an empty store begins: {configuration.peer} is not there to ask for mail ({error})",
+                    f"an empty store begins: {configuration.peer} is not there to ask ({error})",
                     5,
                 )
                 return False

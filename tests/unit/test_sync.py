@@ -220,7 +220,7 @@ def test_a_system_disk_made_anew_takes_the_store_that_is_there(
     assert again.open() is None and again.id == store.id
 
 
-def test_a_host_made_anew_whose_mail_the_peer_has_is_not_shown_to_users(
+def test_a_host_made_anew_whose_store_the_peer_remembers_is_not_shown_to_users(
     configuration: Configuration, state: Path
 ) -> None:
     store = Store(configuration, state)
@@ -446,10 +446,10 @@ def test_a_command_that_hangs_is_ended(daemon: Daemon) -> None:
     assert code == 75 and "no answer" in words and not daemon.processes
 
 
-def test_a_host_without_a_store_is_told_what_the_peer_has(daemon: Daemon) -> None:
-    assert request(daemon, "GET", "/peer/expects")[1] == {"mail": False}
+def test_a_host_without_a_store_is_told_whether_it_had_one(daemon: Daemon) -> None:
+    assert request(daemon, "GET", "/peer/expects")[1] == {"store": ""}
     daemon.met({"boot": "1", "store": "s"})
-    assert request(daemon, "GET", "/peer/expects")[1] == {"mail": True}
+    assert request(daemon, "GET", "/peer/expects")[1] == {"store": "s"}
     assert request(daemon, "GET", "/peer/expects", token="guess")[0] == "403 Forbidden"
 
 
