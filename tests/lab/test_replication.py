@@ -22,7 +22,6 @@ SERVICE = "posthorn-sync.service"
 STORE = "/var/vmail"
 ADDRESS = "198.18.1.13"
 """Of host A, on the backbone."""
-NOTE = "Subject: A note\r\n\r\nNothing.\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +64,9 @@ def split(pair: Pair) -> dict[str, Any]:
     sent: dict[str, list[str]] = {}
     a, b = pair.a, pair.b
     for user in (*users["rename"], *users["delete"]):
-        a.ask(
-            "imap", user=user, steps=[["create", "Project"], ["create", "Shed"], ["append", "Shed", None, None, NOTE]]
-        )
+        a.ask("imap", user=user, steps=[["create", "Project"], ["create", "Shed"]])
+        a.ask("deliver", user=user, ids=(note := ids(1)))
+        a.ask("change", user=user, id=note[0], what="move", to="Shed")
     for user in users["equal"]:
         for name in ("old", "new"):
             a.ask("shell", command=f"printf 'keep;\\n' | doveadm sieve put -u {user} -a {name}")
@@ -467,8 +466,10 @@ def test_writers_at_both_hosts_end_with_the_same_mailboxes(pair: Pair) -> None:
 # The tunnel
 
 
-@pytest.mark.parametrize("port", [12345, 12348])
-def test_the_tunnel_takes_nobody_but_the_peer(pair: Pair, port: int) -> None:
+@pytest.mark.parametrize(
+    ("port", "hello"), [(12345, r"VERSION\tdoveadm-server\t1\t2\n"), (12348, r"GET /metrics HTTP/1.1\r\n\r\n")]
+)
+def test_the_tunnel_takes_nobody_but_the_peer(pair: Pair, port: int, hello: str) -> None:
     for part, path in (("crt", identity.CERTIFICATE), ("key", identity.KEY)):
         text = pair.run("smtp-in-oak", "cat", path).stdout
         pair.state.run_in(B, ["sh", "-c", f"umask 077; cat > /root/other.{part}"], input=text, text=True, check=True)
@@ -479,8 +480,7 @@ def test_the_tunnel_takes_nobody_but_the_peer(pair: Pair, port: int) -> None:
         for words, welcome in (own, others, nobody):
             # Whoever is not welcome is told so after the handshake, and nothing that he says is read.
             client = f"openssl s_client -quiet -connect {ADDRESS}:{port} -CAfile {identity.AUTHORITY} {words}"
-            hello = r"printf 'GET /metrics HTTP/1.1\r\n\r\n'"
-            said = pair.run(B, "sh", "-c", f"{hello} | timeout 3 {client} 2>/dev/null").stdout
+            said = pair.run(B, "sh", "-c", f"printf '{hello}' | timeout 3 {client} 2>/dev/null").stdout
             assert bool(said) == welcome, said
     finally:
         pair.run(B, "sh", "-c", "rm -f /root/other.*")
