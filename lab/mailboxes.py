@@ -209,9 +209,9 @@ def shell(request: dict[str, Any]) -> int:
 
 
 def processor_seconds(request: dict[str, Any]) -> float:
-    """CPU seconds that a control group of this host has used, a unit's for instance."""
-    text = Path("/sys/fs/cgroup", request["group"], "cpu.stat").read_text()
-    return int(text.split()[1]) / 1e6
+    """CPU seconds that a control group of this host has used, a unit's for instance; none where it does not run."""
+    usage = Path("/sys/fs/cgroup", request["group"], "cpu.stat")
+    return int(usage.read_text().split()[1]) / 1e6 if usage.exists() else 0.0
 
 
 def serve() -> None:

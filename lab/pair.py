@@ -6,13 +6,17 @@ import json
 import secrets
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from lab import faults
 from lab.mailboxes import PASSWORD, Mailboxes, Refused, taken
 from lab.state import State
 from services import dovecot
+from sync.sync import CONFIGURATION, Configuration
 
 HOSTS = ("maildrop-oak", "maildrop-elm")
 USERS = tuple(f"pair{number:02}" for number in range(1, 25))
@@ -67,12 +71,8 @@ class Pair:
 
     def initiated_by(self, host: str) -> list[str]:
         """Users whose initiator a host is."""
-        script = (
-            "import json,hashlib; c=json.load(open('/etc/posthorn-sync/sync.json')); "
-            f"print(*[u for u in {list(self.users)!r} if "
-            "sorted((c['host'],c['peer']))[hashlib.sha256(u.encode()).digest()[0] & 1] == c['host']])"
-        )
-        return self.run(host, "python3", "-c", script).stdout.split()
+        configuration = Configuration(**json.loads(self.run(host, "cat", str(CONFIGURATION)).stdout))
+        return [user for user in self.users if configuration.initiates(user)]
 
     def look(self, users: Sequence[str] = ()) -> tuple[Any, Any]:
         """What clients see at both hosts."""
@@ -119,8 +119,36 @@ def mails(seen: dict[str, Any], user: str) -> list[str]:
     return sorted(mail[1] for folder in seen[user].values() for mail in folder["mails"])
 
 
-def soak(pair: Pair, users: Sequence[str], seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two writers at each host do what users do. Returns what is seen once both are alike, and what they did."""
+@contextmanager
+def cut(pair: Pair, *, black_hole: bool = False) -> Iterator[None]:
+    """The hosts do not reach one another."""
+    faults.fail(pair.state, "link", "oak-backbone", black_hole=black_hole)
+    try:
+        yield
+    finally:
+        faults.heal(pair.state, "link", "oak-backbone")
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """What came of writers at both hosts: Message-IDs, and how long it took until both were alike, in seconds."""
+
+    actions: int
+    came: set[str]
+    lost: set[str]
+    doubled: set[str]
+    came_back: set[str]
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.actions} actions, {len(self.came)} mails: {len(self.lost)} lost, {len(self.doubled)} doubled, "
+            f"{len(self.came_back)} came back; alike after {self.seconds:.1f} s"
+        )
+
+
+def soak(pair: Pair, users: Sequence[str], seconds: float) -> Soaked:
+    """Two writers at each host do what users do. Raises `AssertionError` if the hosts are not alike a minute later."""
     known = {user: ids(60) for user in users}
     for user in users:
         pair.a.ask("imap", user=user, steps=[["create", "Work"], ["create", "Old"]])
@@ -133,14 +161,19 @@ def soak(pair: Pair, users: Sequence[str], seconds: float) -> tuple[dict[str, An
     told = [writer.finish() for writer in writers]
     for writer in writers:
         writer.close()
-    done = {
-        "actions": sum(one["actions"] for one in told),
-        "came": {message_id for one in told for message_id in one["came"]} | {i for own in known.values() for i in own},
-        "went": {message_id for one in told for message_id in one["went"]},
-    }
+    came = {message_id for one in told for message_id in one["came"]} | {i for own in known.values() for i in own}
+    went = {message_id for one in told for message_id in one["went"]}
     ended = time.monotonic()
     seen = pair.alike(users, 60)
-    return seen, done | {"seconds": time.monotonic() - ended}
+    counted = Counter(message_id for user in users for message_id in mails(seen, user))
+    return Soaked(
+        actions=sum(one["actions"] for one in told),
+        came=came,
+        lost=came - went - set(counted),
+        doubled={message_id for message_id, number in counted.items() if number > 1},
+        came_back=went & set(counted),
+        seconds=time.monotonic() - ended,
+    )
 
 
 @contextmanager

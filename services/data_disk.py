@@ -18,6 +18,8 @@ KEPT: dict[Role, tuple[str, ...]] = {
     Role.RELAY_CLIENT: ("/var/spool/smtpd",),
 }
 """What each role keeps there: certificates, queues, mail, and what the filters have learnt."""
+BOUND = {"/var/vmail": "dovecot.service"}
+"""What stops with a path, and has to start with it."""
 
 
 def kept(host: Host) -> tuple[str, ...]:
@@ -44,7 +46,15 @@ def configure(stack: Stack, host: Host) -> Service:
             *(
                 File(
                     f"/etc/systemd/system/{mount_unit(where)}",
-                    render("data-disk/mount.j2", where=where, what=what, type=kind, options=options, format=FORMAT),
+                    render(
+                        "data-disk/mount.j2",
+                        where=where,
+                        what=what,
+                        type=kind,
+                        options=options,
+                        format=FORMAT,
+                        bound=BOUND.get(where),
+                    ),
                 )
                 for where, what, kind, options in units
             ),

@@ -82,8 +82,8 @@ def configure(stack: Stack, host: Host) -> Service:
         health=(
             {**smtp, "port": 25, "tls": "starttls"},
             {**smtp, "port": 465, "tls": "implicit"},
-            {**imap, "port": IMAPS},
-            {**imap, "port": IMAPS_PROXY, "proxy": True},
+            {**imap, "port": IMAPS, "unless": replication.FILLING},
+            {**imap, "port": IMAPS_PROXY, "proxy": True, "unless": replication.FILLING},
         ),
         listens=(
             *(Listen(port, frm=senders) for port in (25, 465)),

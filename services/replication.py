@@ -40,6 +40,8 @@ SEEING = ("*BODY[*", "*BINARY[*", "*RFC822", "*RFC822 *", "*RFC822)*", "*RFC822.
 """Arguments of FETCH that mark a mail as seen."""
 SCRIPTING = ("PUTSCRIPT", "SETACTIVE", "DELETESCRIPT", "RENAMESCRIPT")
 """ManageSieve commands that change a script, or which one is active (RFC 5804)."""
+FILLING = "/run/posthorn-sync/filling"
+"""There while the store of a host is being filled, and Dovecot serves no user."""
 DOVECOT_GUARD = f"{SYSTEM}/dovecot.service.d/"
 
 
@@ -71,7 +73,12 @@ def guard(stack: Stack, host: Host) -> Service:
         files=(
             File(PROGRAM, SOURCE, mode="0755"),
             File(CONFIGURATION, json.dumps(configuration, indent=1) + "\n"),
-            *render_tree("store", program=PROGRAM, mount=mount_unit(STORE) if host.machine else None),
+            *render_tree(
+                "store",
+                program=PROGRAM,
+                mount=mount_unit(STORE) if host.machine else None,
+                tunnel=TUNNEL if peer else None,
+            ),
         ),
     )
 

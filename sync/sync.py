@@ -15,15 +15,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import grp
 import hashlib
 import hmac
 import http.client
+import inspect
 import json
 import os
 import pwd
 import random
+import re
 import secrets
 import signal
 import subprocess
@@ -36,10 +37,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CONFIGURATION = Path("/etc/posthorn-sync/sync.json")
+CONFIGURATION, TOKEN = Path("/etc/posthorn-sync/sync.json"), Path("/etc/posthorn-sync/token")
 STATE = Path("/var/lib/posthorn-sync")
-DOVECOT_OPTIONS = Path("/run/posthorn-sync/dovecot")
-"""What Dovecot's unit adds to its command, written before each start."""
+DOVECOT_OPTIONS, FILLING = Path("/run/posthorn-sync/dovecot"), Path("/run/posthorn-sync/filling")
+"""What Dovecot's unit adds to its command, written before each start. The second is there while it serves nobody."""
 
 WORKERS = 3
 """Syncs that run at once: each also takes a process at the peer."""
@@ -48,7 +49,7 @@ DEBOUNCE_SECONDS = 0.03
 BACK_OFF_SECONDS, LONGEST_BACK_OFF = 0.2, 60.0
 """Of one user whose sync fails, doubled each time."""
 GATE_SECONDS, LONGEST_GATE = 0.25, 3.0
-"""Between tries with one user, while no sync at all succeeds."""
+"""Between tries with those whose syncs failed, while the way itself is in doubt."""
 PROBE_SECONDS, PROBE_AGAIN, PROBE_TIMEOUT = 1.0, 0.5, 2.0
 ALONE_AFTER = 3.0
 """So long has the peer's daemon to be silent before this one works for its users too."""
@@ -60,10 +61,16 @@ AUDIT_SECONDS, FIRST_AUDIT, AUDIT_AGAIN, AUDIT_TRIES = 86400.0, 600.0, 3600.0, 3
 STUCK_TRIES, STUCK_SECONDS = 5, 60.0
 LONGEST_SYNC = 3600.0
 """A first copy of a large mailbox takes its time. A stalled one ends by itself (-T)."""
+LONGEST_SILENCE = 30.0
+"""A command that only asks something, or a mail that is read: Dovecot hangs after that."""
 NO_SUCH_USER, AGAIN = 67, 2
 """Exit statuses of doveadm: EX_NOUSER of sysexits.h, and "something changed meanwhile"."""
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
 LARGEST_REQUEST = 1 << 20
+MASTER = Path("/run/dovecot/master.pid")
+"""Dovecot writes it at each start."""
+NAME = re.compile(r"[\w.+][\w.@+-]{0,254}")
+"""What can be a user: no option of a command, and no mask."""
 
 
 def say(line: str, level: int = 6) -> None:
@@ -78,8 +85,8 @@ def write(path: Path, value: Any) -> None:
         json.dump(value, file, indent=1)
         file.write("\n")
         file.flush()
-        os.fsync(file.fileno())
-    os.chmod(name, 0o644)
+        os.fchmod(descriptor, 0o644)
+        os.fsync(descriptor)
     os.replace(name, path)
 
 
@@ -184,10 +191,11 @@ class Store:
         with os.scandir(self.homes) as homes:
             return next(homes, None) is not None
 
-    def open(self) -> str | None:
+    def open(self, had_store: Callable[[], bool] = lambda: False) -> str | None:
         """As root, before Dovecot starts: takes up the store of a new host, and refuses a wrong one with a sentence.
 
-        A host that knows no store takes the one that it finds (its system disk was made anew), or begins one.
+        A host that knows no store takes the one that it finds (its system disk was made anew), or begins one: which is
+        not shown to users before the operator's word has filled it, if it had one before.
         """
         if not self.known:
             found = read(self.marker)
@@ -196,7 +204,7 @@ class Store:
             elif self.homes.is_dir():
                 return f"the store {self.path} has mail, but no {self.marker.name}: posthorn-sync reseed takes it up"
             else:
-                self.begin()
+                self.begin(filling=had_store())
         return self.problem()
 
     def begin(self, *, new: bool = False, filling: bool = False) -> str:
@@ -255,30 +263,47 @@ class Queue:
             entry.since, entry.urgent = since, True
         entry.since = min(entry.since, since)
 
-    def take(self, now: float, workers: int = WORKERS) -> str | None:
-        """The next user whose time has come. Who runs already waits, since his sync may have read before the change."""
-        if now < self.gate or len(self.running) >= (1 if len(self.failing) > 1 else workers):
-            return None
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the way to the peer seems closed, rather than one user's mailbox broken."""
+        return len(self.failing) > 1
+
+    def take(self, now: float) -> str | None:
+        """The next user whose time has come."""
         ready = [
-            (not entry.urgent, entry.tries, entry.since, user)
+            (entry.tries if self.in_doubt else 0, not entry.urgent, entry.tries, entry.since, user)
             for user, entry in self.waiting.items()
-            if entry.due <= now and user not in self.running
+            if (time := self._time(user, entry)) is not None and time <= now
         ]
         if not ready:
             return None
-        user = min(ready)[3]
+        user = min(ready)[-1]
         self.running[user] = self.waiting.pop(user)
         return user
 
     def next_due(self) -> float | None:
         """When `take` may find somebody again (monotonic), if nothing else happens."""
-        times = [entry.due for user, entry in self.waiting.items() if user not in self.running]
-        return max(min(times), self.gate) if times else None
+        times = (self._time(user, entry) for user, entry in self.waiting.items())
+        return min((time for time in times if time is not None), default=None)
+
+    def _time(self, user: str, entry: Waiting) -> float | None:
+        """When a user may start (monotonic); None if another has to end first.
+
+        Who runs already waits, since his sync may have read before the change. Whoever just changed something is tried
+        whatever becomes of others: one worker is kept free of those whose syncs failed.
+        """
+        if user in self.running or len(self.running) >= WORKERS:
+            return None
+        if not self._waits_for_others(entry):
+            return entry.due
+        busy = sum(self._waits_for_others(running) for running in self.running.values())
+        return max(entry.due, self.gate) if busy < (1 if self.in_doubt else WORKERS - 1) else None
+
+    def _waits_for_others(self, entry: Waiting) -> bool:
+        return entry.tries > 0 or (self.in_doubt and not entry.urgent)
 
     def done(self, user: str) -> Waiting:
-        """A sync went well: the way is open, and whoever waited for that waits no longer."""
-        if len(self.failing) > 1:
-            self.hurry()
+        """A sync went well: the way is open."""
         self._open()
         return self.running.pop(user)
 
@@ -289,21 +314,23 @@ class Queue:
     def again(self, user: str, now: float, said: str) -> None:
         """Something changed meanwhile: soon once more. That is no failure, and under load quite normal."""
         self._open()
-        self._return(user, now, said)
+        self._return(user, now, said, most=STUCK_TRIES - 1)
 
     def failed(self, user: str, now: float, said: str) -> None:
         self.in_row += 1
         self.failing.add(user)
-        if len(self.failing) > 1:
+        if self.in_doubt:
             self.gate = now + min(GATE_SECONDS * 2 ** min(self.in_row - 2, 10), LONGEST_GATE)
         self._return(user, now, said)
 
-    def _return(self, user: str, now: float, said: str) -> None:
+    def _return(self, user: str, now: float, said: str, most: int = 1 << 30) -> None:
         entry = self.running.pop(user)
         newer = self.waiting.get(user)
-        entry.tries, entry.said = entry.tries + 1, said
+        entry.tries, entry.said = min(entry.tries + 1, most), said
         entry.urgent = entry.urgent or bool(newer and newer.urgent)
-        entry.due = now + min(BACK_OFF_SECONDS * 2 ** min(entry.tries - 1, 20), LONGEST_BACK_OFF)
+        # When the way is closed it is the gate that spares it: all are to follow soon after it has opened.
+        longest = LONGEST_GATE if self.in_doubt else LONGEST_BACK_OFF
+        entry.due = now + min(BACK_OFF_SECONDS * 2 ** min(entry.tries - 1, 20), longest)
         self.waiting[user] = entry
 
     def forget(self, user: str) -> None:
@@ -449,25 +476,37 @@ class Peer:
         self.changed = time.time()
         self.silent_since = time.monotonic()
         self.boot = ""
-        self.problem: str | None = None
-        """What it says of its own store."""
-        self.store = str(read(file).get("store", ""))
+        kept = read(file)
+        self.store = str(kept.get("store", ""))
+        self.unlike: str | None = kept.get("unlike", None if self.store else f"{name} was not heard of yet")
+        """Why the stores are not to be compared, as of its last word: that counts while it is silent, too."""
+        self.disowns = False
+        """Whether it knows this host with another store."""
 
-    def met(self, word: dict[str, Any]) -> str | None:
-        """Takes in what the peer says of itself. Returns why its store is not to be compared, or None."""
+    def met(self, word: dict[str, Any], here: dict[str, Any]) -> None:
+        """Takes in what the peer says of itself. ``here`` is what this host remembers of its own store."""
+        before = self.store, self.unlike
         identity = str(word.get("store", ""))
-        self.problem = word.get("problem")
         if identity and identity != self.store and (not self.store or word.get("new")):
             self.store = identity
-            write(self.file, {"store": identity})
-        if self.problem:
-            return f"{self.name}: {self.problem}"
-        if identity != self.store:
-            return (
+        self.disowns = not here.get("new") and word.get("knows") not in ("", None, here.get("id"))
+        self.unlike = None
+        if word.get("problem"):
+            self.unlike = f"{self.name}: {word['problem']}"
+        elif identity != self.store:
+            self.unlike = (
                 f"{self.name} has another store than before ({identity}, not {self.store}): "
                 f"if that is meant, say posthorn-sync reseed at {self.name}"
             )
-        return None
+        elif here.get("new") and word.get("knows") != here.get("id"):
+            self.unlike = f"{self.name} has yet to take up the new store of this host"
+        elif self.disowns:
+            self.unlike = (
+                f"{self.name} knows this host with another store ({word['knows']}, not {here.get('id')}): "
+                "if that is meant, say posthorn-sync reseed here"
+            )
+        if before != (self.store, self.unlike):
+            write(self.file, {"store": self.store, "unlike": self.unlike})
 
 
 class Daemon:
@@ -489,6 +528,13 @@ class Daemon:
         """User to how his last sync went."""
         self.refused: str | None = "not looked at yet"
         self.alone = False
+        self.filling = False
+        """Whether this store is new, and is being filled: then this host syncs all users, to know when that is done."""
+        self.everybody = True
+        """Whether the next pass is over the peer's users too: as at the start, when changes of theirs may be missed."""
+        self.dovecots: dict[str, str] = {}
+        """When Dovecot was started, here and at the peer."""
+        self.auditing = asyncio.Lock()
         self.stir = asyncio.Event()
         self.post = asyncio.Event()
         self.pass_due, self.pass_started, self.pass_seconds = 0.0, 0.0, 0.0
@@ -518,11 +564,28 @@ class Daemon:
             raise OSError(f"doveadm user: {said}")
         return output.split()
 
-    async def command(self, *words: str) -> tuple[int, str, str]:
+    async def command(
+        self, *words: str, seconds: float = LONGEST_SILENCE, syncs: str | None = None
+    ) -> tuple[int, str, str]:
+        """Runs a command to its end, or for some seconds. Returns its status, what it prints, and its last words.
+
+        ``syncs`` is the user whose sync it is: those are ended when the peer is gone.
+        """
         process = await asyncio.create_subprocess_exec(
             *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        output, errors = await process.communicate()
+        if syncs:
+            self.processes[syncs] = process
+        try:
+            output, errors = await asyncio.wait_for(process.communicate(), seconds)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            return 75, "", f"{words[0]}: no answer in {seconds:.0f} s"
+        finally:
+            if syncs:
+                del self.processes[syncs]
         return process.returncode or 0, output.decode(errors="replace"), last_words(errors)
 
     # Syncing
@@ -554,8 +617,7 @@ class Daemon:
     def allowed(self) -> bool:
         """Whether both stores are the right ones, as far as is known. Says so when that changes."""
         mine = self.store.problem()
-        # What the peer said last counts also while it is silent: nothing else is known of its store.
-        reason = mine or self.unlike
+        reason = mine or self.peer.unlike
         if reason != self.refused:
             say(f"nothing is synced: {reason}" if reason else "stores are the right ones: syncing", 3 if reason else 5)
             if self.refused and not reason:
@@ -563,40 +625,21 @@ class Daemon:
             self.refused = reason
         filling = bool(self.store.known.get("filling"))
         if filling and not self.filling:
-            self.everybody, self.pass_due = True, 0.0
+            # Only a pass that begins now says when it is full.
+            self.everybody, self.pass_due, self.pass_at, self.pass_left = True, 0.0, 0.0, set()
         self.filling = filling
         return reason is None
-
-    filling = False
-    """Whether this store is new, and is being filled: then this host syncs all users, to know when that is done."""
-    everybody = True
-    """Whether the next pass is over the peer's users too: at the start, when changes of theirs may have been missed."""
-    unlike: str | None = None
-    """Why the peer's store is not to be compared, as of the last word from it."""
 
     async def sync(self, user: str) -> None:
         """One run of doveadm, and what follows from its end."""
         started, entry = time.time(), self.queue.running[user]
         way = f"tcp:127.0.0.1:{self.configuration.to_doveadm}"
+        words = ("doveadm", "sync", "-u", user, "-l", "10", "-T", "5", "-f", way)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *("doveadm", "sync", "-u", user, "-l", "10", "-T", "5", "-f", way),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            self.processes[user] = process
-            errors = b""
-            with contextlib.suppress(TimeoutError):
-                _, errors = await asyncio.wait_for(process.communicate(), LONGEST_SYNC)
-            if process.returncode is None:
-                process.kill()
-            code = await process.wait()
-            said = last_words(errors) or f"exit status {code}"
+            code, _, said = await self.command(*words, seconds=LONGEST_SYNC, syncs=user)
+            said = said or f"exit status {code}"
         except OSError as error:
             code, said = 75, f"doveadm: {error}"
-        finally:
-            self.processes.pop(user, None)
         now, took = time.time(), time.time() - started
         self.last[user] = {"at": now, "seconds": round(took, 3), "status": code, "said": said if code else ""}
         if code == 0:
@@ -609,6 +652,7 @@ class Daemon:
         elif code == NO_SUCH_USER:
             self.queue.forget(user)
             self.outbox.pop(user, None)
+            del self.last[user]
         elif code == AGAIN:
             self.numbers.counts["again"] += 1
             self.queue.again(user, time.monotonic(), said)
@@ -629,15 +673,18 @@ class Daemon:
         """Marks everybody, again and again: what no event told of is found by that."""
         complained = False
         while True:
-            if time.monotonic() >= self.pass_due and self.refused is None:
+            # A store is full when one pass over everybody has ended: no other begins meanwhile.
+            if time.monotonic() >= self.pass_due and self.refused is None and not (self.filling and self.pass_left):
+                wanted, self.everybody = self.everybody, False
                 try:
-                    await self.make_pass(everybody=self.everybody or self.alone)
-                    self.everybody = complained = False
+                    await self.make_pass(everybody=wanted or self.alone or self.filling)
+                    complained = False
                 except OSError as error:
                     # Dovecot is down here: nothing can be synced either.
                     if not complained:
                         say(f"no pass over all users: {error}", 4)
                     complained, self.pass_due = True, time.monotonic() + 1.0
+                    self.everybody = self.everybody or wanted
             await asyncio.sleep(0.2)
 
     async def make_pass(self, *, everybody: bool) -> None:
@@ -657,6 +704,7 @@ class Daemon:
     async def keep_in_touch(self) -> None:
         """Asks the peer's daemon whether it is there, and what store it has."""
         while True:
+            self.dovecot_runs("here", dovecot_started())
             try:
                 word = await self.line.ask("/peer/hello", self.introduction())
             except OSError as error:
@@ -671,6 +719,7 @@ class Daemon:
         return {
             "host": self.configuration.host,
             "boot": self.boot,
+            "dovecot": dovecot_started(),
             "store": known.get("id", ""),
             "new": bool(known.get("new")),
             "problem": self.store.problem(),
@@ -679,17 +728,12 @@ class Daemon:
 
     def met(self, word: dict[str, Any]) -> None:
         """The peer spoke: it may have returned, or have been started anew."""
-        self.unlike = self.peer.met(word)
         known = self.store.known
         if known.get("new") and word.get("knows") == known["id"]:
             self.store.change(new=False)
-        elif not self.unlike and known.get("new"):
-            self.unlike = f"{self.peer.name} has yet to take up the new store of this host"
-        elif not self.unlike and word.get("knows") not in ("", None, known.get("id")):
-            self.unlike = (
-                f"{self.peer.name} knows this host with another store ({word['knows']}, not {known.get('id')}): "
-                "if that is meant, say posthorn-sync reseed here"
-            )
+            known["new"] = False
+        self.peer.met(word, known)
+        self.dovecot_runs("there", str(word.get("dovecot", "")))
         returned = not self.peer.up or self.peer.boot != word.get("boot")
         if not self.peer.up:
             say(f"{self.peer.name} is there", 5)
@@ -700,6 +744,13 @@ class Daemon:
             self.pass_due = 0.0
             self.post.set()
             self.stir.set()
+
+    def dovecot_runs(self, where: str, since: str) -> None:
+        """Dovecot was started: whoever failed for want of it has not to wait until he is tried again."""
+        if since and since != self.dovecots.get(where):
+            self.queue.hurry()
+            self.stir.set()
+        self.dovecots[where] = since
 
     def missed(self, why: str) -> None:
         """The peer's daemon does not answer. After a while its users are this one's too."""
@@ -752,7 +803,8 @@ class Daemon:
             if not self.peer.up or self.refused:
                 due = time.monotonic() + 60.0
                 continue
-            unread = await self.audit_all()
+            async with self.auditing:
+                unread = await self.audit_all()
             if unread:
                 say(f"the audit has still to read {len(unread)} users: {next(iter(unread.values()))}", 4)
             else:
@@ -849,8 +901,11 @@ class Daemon:
         assert process.stdout and process.stderr
         errors = asyncio.ensure_future(process.stderr.read())
         summed = hashlib.sha256()
-        while piece := await process.stdout.read(1 << 16):
-            summed.update(piece)
+        try:
+            while piece := await asyncio.wait_for(process.stdout.read(1 << 16), LONGEST_SILENCE):
+                summed.update(piece)
+        except TimeoutError:
+            process.kill()
         said = last_words(await errors)
         code = await process.wait()
         return f"unreadable ({said or code})" if code or said else summed.hexdigest()[:32]
@@ -880,24 +935,22 @@ class Daemon:
         actions: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
             ("POST", "/event"): self.on_event,
             ("POST", "/now"): self.on_now,
+            ("POST", "/audit"): self.on_audit,
             ("GET", "/status"): lambda _: self.status(),
             ("POST", "/peer/hello"): self.on_hello,
+            ("GET", "/peer/expects"): lambda _: self.expects(),
             ("POST", "/peer/changed"): self.on_changed,
-        }
-        slow: dict[tuple[str, str], Callable[[dict[str, Any]], Awaitable[Any]]] = {
-            ("POST", "/audit"): self.on_audit,
             ("POST", "/peer/contents"): self.on_contents,
         }
         key = request.method, path
         try:
             if key == ("GET", "/metrics"):
                 return "200 OK", self.metrics().encode(), "text/plain; version=0.0.4"
-            if key in actions:
-                value = actions[key](request.json())
-            elif key in slow:
-                value = await slow[key](request.json())
-            else:
+            if key not in actions:
                 return "404 Not Found", b"there is no such page\n", "text/plain"
+            value = actions[key](request.json())
+            if inspect.isawaitable(value):
+                value = await value
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             return "400 Bad Request", f"{error!r}\n".encode(), "text/plain"
         except OSError as error:
@@ -908,7 +961,7 @@ class Daemon:
         """Dovecot says that somebody changed something."""
         self.numbers.counts["events"] += 1
         if user := event["fields"].get("user"):
-            self.mark(str(user))
+            self.mark(named(user))
         return {}
 
     def on_hello(self, word: dict[str, Any]) -> dict[str, Any]:
@@ -917,18 +970,22 @@ class Daemon:
             self.met(word)
         return self.introduction()
 
+    def expects(self) -> dict[str, Any]:
+        """A peer that knows no store of its own asks whether it had one."""
+        return {"store": self.peer.store}
+
     def on_changed(self, word: dict[str, Any]) -> dict[str, Any]:
         """The peer hands over users whose initiator this host is."""
         now = time.time()
         for user, age in word["users"].items():
-            self.queue.mark(user, now - float(age), time.monotonic())
+            self.queue.mark(named(user), now - float(age), time.monotonic())
         self.stir.set()
         return {}
 
     def on_now(self, word: dict[str, Any]) -> dict[str, Any]:
         """The operator wants a user, or everybody, synced at once."""
         if user := word.get("user"):
-            self.mark(str(user))
+            self.mark(named(user))
         else:
             self.everybody, self.pass_due = True, 0.0
         self.queue.hurry()
@@ -939,12 +996,13 @@ class Daemon:
         if not self.peer.up:
             raise OSError(f"{self.peer.name} does not answer")
         user = word.get("user")
-        users = [str(user)] if user else await self.users()
-        wrong = {user: await self.audit_user(user) for user in users}
+        users = [named(user)] if user else await self.users()
+        async with self.auditing:
+            wrong = {user: await self.audit_user(user) for user in users}
         return {"users": len(users), "differences": {user: said for user, said in wrong.items() if said}}
 
     async def on_contents(self, word: dict[str, Any]) -> dict[str, Any]:
-        return {"folders": await self.contents(str(word["user"]))}
+        return {"folders": await self.contents(named(word["user"]))}
 
     # State
 
@@ -974,6 +1032,7 @@ class Daemon:
             "refused": self.refused,
             "store": self.store.id,
             "filling": self.filling,
+            "disowned": self.peer.disowns,
             "peer": {
                 "name": self.peer.name,
                 "up": self.peer.up,
@@ -1058,6 +1117,21 @@ class Daemon:
             part.result()
 
 
+def named(user: Any) -> str:
+    """The name of a user, from somebody else's words. Raises `ValueError` for what cannot be one."""
+    if not NAME.fullmatch(name := str(user)):
+        raise ValueError(f"{name!r} is not the name of a user")
+    return name
+
+
+def dovecot_started() -> str:
+    """Tells one start of Dovecot on this host from another; empty while it does not run."""
+    try:
+        return str(MASTER.stat().st_mtime_ns)
+    except OSError:
+        return ""
+
+
 def last_words(errors: bytes) -> str:
     """What a command said last on standard error, shortened to a line."""
     lines = [line.strip() for line in errors.decode(errors="replace").splitlines() if line.strip()]
@@ -1068,13 +1142,16 @@ def last_words(errors: bytes) -> str:
 # The operator's commands
 
 
-def ask(configuration: Configuration, method: str, path: str, value: Any = None, seconds: float = 10.0) -> Any:
-    """Asks the daemon on this host. Raises `OSError` where it does not run or does not like the question."""
-    connection = http.client.HTTPConnection("127.0.0.1", configuration.listen, timeout=seconds)
+def ask(port: int, method: str, path: str, value: Any = None, *, seconds: float | None = 10.0, token: str = "") -> Any:
+    """Asks a daemon, at its port on loopback. Raises `OSError` where it does not run or does not like the question."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        connection.request(method, path, json.dumps(value) if value is not None else None)
+        connection.request(method, path, json.dumps(value) if value is not None else None, headers)
         answer = connection.getresponse()
         content = answer.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"no answer ({type(error).__name__})") from None
     finally:
         connection.close()
     if answer.status != 200:
@@ -1136,7 +1213,7 @@ def status(configuration: Configuration, user: str | None, *, as_json: bool) -> 
     if configuration.peer is None:
         print(f"{configuration.host}: the only mailbox host, {Store(configuration).problem() or 'its store is well'}")
         return 0 if Store(configuration).problem() is None else 1
-    state = ask(configuration, "GET", "/status")
+    state = ask(configuration.listen, "GET", "/status")
     last = state.pop("last")
     if user:
         one = {
@@ -1158,43 +1235,68 @@ def open_store(configuration: Configuration) -> int:
     opened would come into being a second time.
     """
     STATE.mkdir(mode=0o755, exist_ok=True)
-    with (STATE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        store = Store(configuration)
-        problem = store.open()
+    store = Store(configuration)
+    problem = store.open(lambda: had_store(configuration))
     if problem:
         say(f"{problem}. Mount the right disk; or, if it is lost for good, say posthorn-sync reseed.", 3)
         return 1
     filling = store.known.get("filling")
     DOVECOT_OPTIONS.parent.mkdir(exist_ok=True)
     DOVECOT_OPTIONS.write_text(f"DOVECOT_OPTIONS={'-o protocols=' if filling else ''}\n")
+    FILLING.unlink(missing_ok=True)
     if filling:
-        say("the store is being filled: users are not served before posthorn-sync reseed has ended", 4)
+        FILLING.touch()
+        say("this store has yet to be filled: users are not served before posthorn-sync reseed has ended", 4)
     return 0
 
 
-def reseed(configuration: Configuration, *, at_once: bool) -> int:
+def had_store(configuration: Configuration, patience: float = 5.0) -> bool:
+    """Whether the peer remembers a store of this host. Not so when it is not there: so begins a pair.
+
+    For ``patience`` seconds the near end of the tunnel may still be on its way up.
+    """
+    if configuration.peer is None:
+        return False
+    deadline, token = time.monotonic() + patience, TOKEN.read_text().strip()
+    while True:
+        try:
+            return bool(ask(configuration.to_peer, "GET", "/peer/expects", token=token)["store"])
+        except OSError as error:
+            if not isinstance(error, ConnectionRefusedError) or time.monotonic() > deadline:
+                say(
+                    f"an empty store begins: {configuration.peer} is not there to ask ({error})",
+                    5,
+                )
+                return False
+            time.sleep(0.1)
+
+
+def reseed(configuration: Configuration, *, at_once: bool, anyway: bool) -> int:
     """The operator's word that this store is to be taken as it is, and filled from the peer. Waits for that.
 
-    Can be ended and said again: it goes on where it was.
+    Can be ended and said again: it goes on where it was. A store that is well is left alone, unless ``anyway``.
     """
     store = Store(configuration)
     STATE.mkdir(mode=0o755, exist_ok=True)
+    if not (anyway or store.problem() or store.known.get("filling") or disowned(configuration)):
+        print(f"{store.path} is well, and users are served from it: was the other host meant? (--anyway: this one is)")
+        return 1
     if store.problem() or not store.known.get("filling"):
         filling = configuration.peer is not None and not at_once
         identity = store.begin(new=configuration.peer is not None, filling=filling)
         print(f"{store.path} is now the store {identity}, with the mailboxes of {len(os.listdir(store.homes))} users.")
         systemctl("restart", "dovecot.service")
-    elif at_once:
-        store.change(filling=False)
-        systemctl("restart", "dovecot.service")
+    else:
+        store.change(new=configuration.peer is not None, filling=not at_once)
+        if at_once:
+            systemctl("restart", "dovecot.service")
     if not store.known.get("filling"):
         return 0
     print(f"What {configuration.peer} has is brought here, and nothing is deleted there.", flush=True)
-    told, started = "", time.time()
+    told = ""
     while True:
         try:
-            state = ask(configuration, "GET", "/status")
+            state = ask(configuration.listen, "GET", "/status")
         except OSError as error:
             state, words = None, f"the service does not answer: {error}"
         else:
@@ -1202,7 +1304,7 @@ def reseed(configuration: Configuration, *, at_once: bool) -> int:
             words = state["refused"] or f"{left} of {state['pass']['users']} users left"
             if not state["peer"]["up"]:
                 words = f"waiting for {configuration.peer}"
-            elif not state["refused"] and state["filling"] and not left and (state["pass"]["at"] or 0) > started:
+            elif not state["refused"] and state["filling"] and state["pass"]["at"] and not left:
                 break
         if words != told:
             print(words, flush=True)
@@ -1212,6 +1314,14 @@ def reseed(configuration: Configuration, *, at_once: bool) -> int:
     systemctl("restart", "dovecot.service")
     print("All users are here; Dovecot serves them again.")
     return 0
+
+
+def disowned(configuration: Configuration) -> bool:
+    """Whether the peer knows this host with another store, as far as the service here can say."""
+    try:
+        return configuration.peer is not None and bool(ask(configuration.listen, "GET", "/status")["disowned"])
+    except OSError:
+        return False
 
 
 def systemctl(verb: str, unit: str) -> None:
@@ -1232,6 +1342,7 @@ def main(arguments: list[str]) -> int:
         commands.add_parser(name, help=words).add_argument("user", nargs="?")
     fill = commands.add_parser("reseed", help="take the store as it is, and have it filled from the peer (as root)")
     fill.add_argument("--at-once", action="store_true", help="serve users before it is filled, or without a peer")
+    fill.add_argument("--anyway", action="store_true", help="although it is well, and users are served from it")
     commands.add_parser("open-store", help="before Dovecot starts: refuses an unmounted, lost or foreign store")
     commands.add_parser("run", help="the daemon")
     options = parser.parse_args(arguments)
@@ -1241,9 +1352,9 @@ def main(arguments: list[str]) -> int:
             case "status":
                 return status(configuration, options.user, as_json=options.as_json)
             case "now":
-                ask(configuration, "POST", "/now", {"user": options.user})
+                ask(configuration.listen, "POST", "/now", {"user": options.user})
             case "audit":
-                found = ask(configuration, "POST", "/audit", {"user": options.user}, LONGEST_SYNC)
+                found = ask(configuration.listen, "POST", "/audit", {"user": options.user}, seconds=None)
                 for user, said in found["differences"].items():
                     print(f"{user}: {said}")
                 print(f"{found['users']} users read, {len(found['differences'])} of them differ")
@@ -1251,7 +1362,7 @@ def main(arguments: list[str]) -> int:
             case "open-store":
                 return open_store(configuration)
             case "reseed":
-                return reseed(configuration, at_once=options.at_once)
+                return reseed(configuration, at_once=options.at_once, anyway=options.anyway)
             case "run":
                 token = (Path(os.environ["CREDENTIALS_DIRECTORY"]) / "token").read_text().strip()
                 asyncio.run(Daemon(configuration, token).run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -99,18 +100,88 @@ def test_one_user_who_fails_does_not_hold_up_the_others() -> None:
 
 def test_while_nothing_succeeds_one_user_tries_for_all_and_all_follow_when_he_does() -> None:
     queue = Queue()
-    users = ("ann", "ben", "cid", "dan")
+    users = {"ann", "ben", "cid", "dan"}
     for user in users:
-        queue.mark(user, since=0, now=0)
+        queue.mark(user, since=0, now=0, urgent=False)
     for _ in range(2):
         first = queue.take(1)
         assert first
         queue.failed(first, 1, "no way")
     assert queue.take(1) is None
-    tried = queue.take(2)
-    assert tried and queue.take(2) is None
+    tried = queue.take(1.3)
+    assert tried and queue.take(1.3) is None
     queue.done(tried)
-    assert {queue.take(2), queue.take(2), queue.take(2)} == set(users) - {tried}
+    assert {queue.take(1.5), queue.take(1.5), queue.take(1.5)} == users - {tried}
+
+
+def test_nobody_waits_long_once_the_way_is_open_again() -> None:
+    queue, now = Queue(), 0.0
+    for user in ("ann", "ben"):
+        queue.mark(user, since=0, now=now)
+    while now < 300:
+        now += 0.1
+        if tried := queue.take(now):
+            queue.failed(tried, now, "no way")
+    assert all(entry.due <= now + sync.LONGEST_GATE for entry in queue.waiting.values())
+
+
+def simulated(broken: int, failing_takes: float, seconds: float = 600) -> tuple[float, int]:
+    """Broken users beside ten who get a mail every two seconds in turn: the longest wait of those, and the failures."""
+    queue, failures, waits = Queue(), 0, [0.0]
+    ends: dict[str, float] = {}
+    for number in range(broken):
+        queue.mark(f"broken{number}", since=0, now=0)
+    for step in range(int(seconds / 0.05)):
+        now = step * 0.05
+        if step % 40 == 0:
+            queue.mark(f"user{step // 40 % 10}", since=now, now=now)
+        for ended in [user for user, end in ends.items() if end <= now]:
+            del ends[ended]
+            if ended.startswith("broken"):
+                queue.failed(ended, now, "no")
+                failures += 1
+            elif now > 60:
+                waits.append(now - queue.done(ended).since)
+            else:
+                queue.done(ended)
+        while (user := queue.take(now)) is not None:
+            ends[user] = now + (failing_takes if user.startswith("broken") else 0.08)
+    return max(waits), failures
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3, 6])
+@pytest.mark.parametrize("failing_takes", [0.1, 5.0, 10.0])
+def test_users_whose_syncs_fail_do_not_slow_the_others(broken: int, failing_takes: float) -> None:
+    longest, failures = simulated(broken, failing_takes)
+    assert longest < 0.3
+    assert failures < 600
+
+
+def test_a_pass_ends_beside_users_whose_syncs_fail() -> None:
+    queue, now = Queue(), 0.0
+    for user in ("broken0", "broken1"):
+        queue.mark(user, since=0, now=now)
+    for number in range(50):
+        queue.mark(f"user{number}", since=0, now=now, urgent=False)
+    while any(user.startswith("user") for user in queue.waiting):
+        now += 1.0
+        assert now < 300
+        taken = queue.take(now)
+        if taken and taken.startswith("broken"):
+            queue.failed(taken, now, "no")
+        elif taken:
+            queue.done(taken)
+
+
+def test_with_all_workers_busy_there_is_nothing_to_wait_for_but_their_ends() -> None:
+    queue = Queue()
+    for number in range(sync.WORKERS + 1):
+        queue.mark(f"user{number}", since=0, now=0)
+    while queue.take(1):
+        pass
+    assert queue.next_due() is None
+    queue.done(next(iter(queue.running)))
+    assert queue.next_due() == pytest.approx(sync.DEBOUNCE_SECONDS)
 
 
 def test_changes_during_a_sync_are_no_failure() -> None:
@@ -120,6 +191,16 @@ def test_changes_during_a_sync_are_no_failure() -> None:
         assert queue.take(1) == user
         queue.again(user, 1, "changed")
     assert queue.gate == 0 and queue.take(1.3) == "ann"
+
+
+def test_a_user_whose_mailbox_changes_all_the_time_is_synced_all_the_time() -> None:
+    queue, now = Queue(), 0.0
+    queue.mark("ann", since=0, now=now)
+    for _ in range(12):
+        now = queue.waiting["ann"].due
+        assert queue.take(now) == "ann"
+        queue.again("ann", now, "changed")
+    assert now < 20 and not queue.stuck(now)
 
 
 # Which store is right
@@ -137,6 +218,14 @@ def test_a_system_disk_made_anew_takes_the_store_that_is_there(
     other.mkdir()
     again = Store(configuration, other)
     assert again.open() is None and again.id == store.id
+
+
+def test_a_host_made_anew_whose_store_the_peer_remembers_is_not_shown_to_users(
+    configuration: Configuration, state: Path
+) -> None:
+    store = Store(configuration, state)
+    assert store.open(lambda: True) is None
+    assert store.known["filling"] and not store.known["new"]
 
 
 def test_an_empty_disk_is_refused(store: Store) -> None:
@@ -182,15 +271,24 @@ def test_the_operator_s_word_makes_a_store_of_what_is_there(store: Store) -> Non
 
 def test_another_store_of_the_peer_is_refused_until_its_operator_means_it(state: Path) -> None:
     peer = Peer("b.example", state / "peer.json")
-    assert peer.met({"store": "one"}) is None
-    assert "posthorn-sync reseed" in (peer.met({"store": "two"}) or "")
-    assert peer.met({"store": "two", "new": True}) is None
-    assert Peer("b.example", state / "peer.json").store == "two"
+    assert "not heard of" in (peer.unlike or "")
+    assert said(peer, store="one") == ""
+    assert "posthorn-sync reseed at b.example" in said(peer, store="two")
+    assert "posthorn-sync reseed" in (Peer("b.example", state / "peer.json").unlike or "")
+    assert said(peer, store="two", new=True) == ""
+    again = Peer("b.example", state / "peer.json")
+    assert again.store == "two" and again.unlike is None
 
 
 def test_a_peer_with_a_wrong_store_is_refused(state: Path) -> None:
     peer = Peer("b.example", state / "peer.json")
-    assert "not mounted" in (peer.met({"store": "one", "problem": "the disk is not mounted"}) or "")
+    assert "not mounted" in said(peer, store="one", problem="the disk is not mounted")
+
+
+def said(peer: Peer, **word: Any) -> str:
+    """Why the stores are not to be compared, after some words of the peer."""
+    peer.met(word, {"id": "mine"})
+    return peer.unlike or ""
 
 
 # A daemon, spoken to as Dovecot, the peer and the operator do
@@ -265,6 +363,103 @@ def test_a_peer_that_remembers_another_store_of_this_host_is_not_synced_with(dae
     assert daemon.allowed()
 
 
+def test_a_store_is_full_only_after_a_pass_over_everybody(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = [f"user{number}" for number in range(20)]
+
+    async def known() -> list[str]:
+        return users
+
+    async def some_rounds() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.passes(), 0.3)
+
+    monkeypatch.setattr(daemon, "users", known)
+    daemon.met({"boot": "1", "store": "s"})
+    daemon.store.change(filling=True)
+    assert daemon.allowed()
+    asyncio.run(some_rounds())
+    assert daemon.pass_left == set(users)
+    # The peer's service is started anew in the middle of it.
+    daemon.pass_left.discard(users[0])
+    daemon.met({"boot": "2", "store": "s"})
+    asyncio.run(some_rounds())
+    assert daemon.pass_left == set(users[1:])
+
+
+def test_a_wish_for_everybody_in_the_middle_of_a_pass_is_kept(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    async def make_pass(*, everybody: bool) -> None:
+        made.append(everybody)
+        daemon.pass_due = 1e12
+        if len(made) == 1:
+            daemon.on_now({})
+
+    async def some_rounds() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.passes(), 0.8)
+
+    monkeypatch.setattr(daemon, "make_pass", make_pass)
+    daemon.met({"boot": "1", "store": "s"})
+    assert daemon.allowed()
+    asyncio.run(some_rounds())
+    assert made == [True, True]
+
+
+def test_users_are_handed_over_until_the_peer_has_heard_it(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    async def ask(path: str, value: Any, seconds: float = 1) -> dict[str, Any]:
+        asked.append(value)
+        if len(asked) == 1:
+            raise OSError("the connection was closed")
+        return {}
+
+    async def hand_over() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.hand_over(), 2 * sync.BACK_OFF_SECONDS)
+
+    theirs = user_of(daemon.configuration, mine=False)
+    monkeypatch.setattr(daemon.line, "ask", ask)
+    daemon.peer.up = True
+    daemon.mark(theirs)
+    asyncio.run(hand_over())
+    assert [[*value["users"]] for value in asked] == [[theirs], [theirs]] and not daemon.outbox
+
+
+def test_what_waited_for_dovecot_is_due_when_it_is_back(daemon: Daemon) -> None:
+    mine = user_of(daemon.configuration, mine=True)
+    daemon.met({"boot": "1", "store": "s", "dovecot": "1"})
+    daemon.mark(mine)
+    daemon.queue.waiting[mine].due = 1e12
+    daemon.met({"boot": "1", "store": "s", "dovecot": ""})
+    assert daemon.queue.waiting[mine].due == 1e12
+    daemon.met({"boot": "1", "store": "s", "dovecot": "2"})
+    assert daemon.queue.waiting[mine].due == 0
+
+
+def test_a_command_that_hangs_is_ended(daemon: Daemon) -> None:
+    async def hang() -> tuple[int, str, str]:
+        return await daemon.command("sleep", "60", seconds=0.05, syncs="ann")
+
+    code, _, words = asyncio.run(hang())
+    assert code == 75 and "no answer" in words and not daemon.processes
+
+
+def test_a_host_without_a_store_is_told_whether_it_had_one(daemon: Daemon) -> None:
+    assert request(daemon, "GET", "/peer/expects")[1] == {"store": ""}
+    daemon.met({"boot": "1", "store": "s"})
+    assert request(daemon, "GET", "/peer/expects")[1] == {"store": "s"}
+    assert request(daemon, "GET", "/peer/expects", token="guess")[0] == "403 Forbidden"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "*", "-A", " ", "ann ben"])
+def test_what_is_no_user_is_not_given_to_a_command(daemon: Daemon, name: str) -> None:
+    for path, value in (("/event", {"fields": {"user": name}}), ("/now", {"user": name})):
+        assert request(daemon, "POST", path, value)[0] == "400 Bad Request"
+    assert not daemon.queue.waiting and not daemon.outbox
+
+
 def test_the_state_is_told_to_people_and_machines(daemon: Daemon) -> None:
     daemon.met({"boot": "1", "store": "s"})
     daemon.allowed()
@@ -295,6 +490,44 @@ def test_an_audit_that_could_not_be_made_is_no_difference(daemon: Daemon, monkey
     monkeypatch.setattr(daemon, "contents", away)
     assert asyncio.run(daemon.audit_all()) == {mine: "Dovecot is down"}
     assert not daemon.audit["differences"]
+
+
+def test_everybody_is_read_once_a_day_and_again_soon_where_something_differs(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+
+    async def audit_all() -> dict[str, str]:
+        read.append(asyncio.get_running_loop().time())
+        return {"ann": "Dovecot is down"} if len(read) == 1 else {}
+
+    async def a_while() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(daemon.audits(), 0.5)
+
+    monkeypatch.setattr(sync, "FIRST_AUDIT", 0.0)
+    monkeypatch.setattr(sync, "AUDIT_SECONDS", 0.0)
+    monkeypatch.setattr(sync, "AUDIT_AGAIN", 0.1)
+    monkeypatch.setattr(daemon, "audit_all", audit_all)
+    daemon.met({"boot": "1", "store": "s"})
+    assert daemon.allowed()
+    monkeypatch.setattr(sync, "AUDIT_SECONDS", 86400.0)
+    asyncio.run(a_while())
+    assert len(read) == 2 and daemon.audit["at"]
+
+
+def test_all_own_users_are_compared_every_ten_to_fifteen_minutes(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = (user_of(daemon.configuration, mine=mine) for mine in (True, False))
+
+    async def users() -> list[str]:
+        return [mine, theirs]
+
+    monkeypatch.setattr(daemon, "users", users)
+    asyncio.run(daemon.make_pass(everybody=False))
+    assert daemon.queue.waiting.keys() == {mine} and not daemon.outbox
+    assert 600 < daemon.pass_due - daemon.pass_started < 900
 
 
 def test_two_daemons_meet_over_one_connection(daemon: Daemon) -> None:
