@@ -619,7 +619,9 @@ class Daemon:
         mine = self.store.problem()
         reason = mine or self.peer.unlike
         if reason != self.refused:
-            say(f"nothing is synced: {reason}" if reason else "stores are the right ones: syncing", 3 if reason else 5)
+            # A new pair has yet to meet: that is no trouble.
+            wrong = mine or (reason and self.peer.store)
+            say(f"nothing is synced: {reason}" if reason else "stores are the right ones: syncing", 3 if wrong else 5)
             if self.refused and not reason:
                 self.everybody, self.pass_due = True, 0.0
             self.refused = reason
