@@ -9,6 +9,7 @@ RELEASE  := $(or $(RELEASE),$(POSTHORN_RELEASE))
 WITHOUT  ?=
 ADOPT    ?=
 DELETE   ?=
+ROLL     ?=
 YES      ?=
 JSON     ?=
 METRICS  ?=
@@ -51,8 +52,8 @@ unit: ## Lint, types, contracts and unit tests only: no root, no network
 format: ## Bring the code into its form
 	@$(TOOLS) -- ruff check --fix -q . && $(TOOLS) -- ruff format -q .
 
-keys: ## Make the keys of STACK that are missing, into its stack file
-	@$(OPS) keys $(STACK)
+keys: ## Make the keys of STACK that are missing, into its stack file (ROLL=tls/host: replace one, step by step)
+	@$(OPS) keys $(STACK) $(if $(ROLL),--roll $(ROLL))
 
 password: ## Hash a password for an account
 	@$(TOOLS) -- python -m ops password

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from check.finding import Findings, Place
+from check.finding import Finding, Findings, Place
 from model.stack import Host, Stack
 
 EXPIRES_DAYS, SOON_DAYS = 7.0, 21.0
@@ -40,11 +40,15 @@ def days_left(certificate: x509.Certificate, now: dt.datetime) -> float:
 
 
 def by_authority(certificate: x509.Certificate, stack: Stack) -> bool:
-    """Whether the stack's own authority signed it."""
-    if not stack.keys.public.authority:
-        return False
+    """Whether the stack's own authority signed it, or the one that it follows or that follows it."""
+    believed = stack.keys.public.believed
+    authorities = x509.load_pem_x509_certificates(believed.encode()) if believed else []
+    return any(_by(certificate, authority) for authority in authorities)
+
+
+def _by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
-        certificate.verify_directly_issued_by(of_pem(stack.keys.public.authority))
+        certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError):
         return False
     return True
@@ -75,6 +79,21 @@ def stack_keys(stack: Stack, hosts: Iterable[Host]) -> Mapping[bytes, str]:
     """The public keys that hosts should serve with, as the stack knows them."""
     known = stack.keys.public.hosts
     return {public_key(of_pem(known[host.name].certificate)): host.name for host in hosts if host.name in known}
+
+
+def judge_rolls(stack: Stack) -> Findings:
+    """Keys that are being replaced: somebody who takes a key away wants the last step not to be forgotten."""
+    public = stack.keys.public
+    if public.next_authority or public.previous_authority:
+        yield _half_done(stack, "authority", "authority", "the stack's authority")
+    for name, host in public.hosts.items():
+        if name in stack.hosts and (host.next or host.previous):
+            yield _half_done(stack, name, f"tls/{name}", "its TLS key")
+
+
+def _half_done(stack: Stack, where: str, word: str, what: str) -> Finding:
+    advice = f"make keys STACK={stack.name} ROLL={word} says how it goes on (docs/certificates.md)"
+    return Place("hosts", where).better(f"{what} is being replaced", advice)
 
 
 def matches_tlsa(record: str, certificate: x509.Certificate) -> bool:

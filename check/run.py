@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import SOURCE as AGENT
-from check import blocklists, hosts, mailboxes, names, ports, records, wire
+from check import blocklists, certificates, hosts, mailboxes, names, ports, records, wire
 from check.ask import Asker, Server, View, choose, own_resolvers
 from check.finding import Finding, Place
 from check.ports import Endpoint
@@ -85,7 +85,7 @@ class Check:
             found = await asyncio.gather(self._names(asker), self._ports(), self._hosts())
         finally:
             asker.close()
-        findings = [finding for part in found for finding in part]
+        findings = [*(finding for part in found for finding in part), *certificates.judge_rolls(self.stack)]
         for site in self.without:
             findings.append(Place(NETWORK, site).note("its hosts were left out"))
         return findings
@@ -145,7 +145,7 @@ class Check:
                 advice = f"run this from a machine with IPv{version}"
                 findings.append(Place(NETWORK, f"IPv{version}").unknown("this machine has none", advice))
         # A private internet has a world of its own.
-        authorities = {"stack": stack.keys.public.authority, "world": "".join(stack.service.authorities)}
+        authorities = {"stack": stack.keys.public.believed, "world": "".join(stack.service.authorities)}
 
         async def public() -> list[Finding]:
             targets = [endpoint.target for endpoint in offered]

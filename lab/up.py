@@ -219,7 +219,7 @@ def up(
             live_stack = load_stack(project / f"Pulumi.{name}.yaml", name)
             keys = (f"{h.management_address} {h.host_key(live_stack.keys)}\n" for h in live_stack.all_hosts.values())
             state.known_hosts.write_text("".join(keys))
-            state.authority_file.write_text(live_stack.keys.public.authority + state.world_file.read_text())
+            state.authority_file.write_text(live_stack.keys.public.believed + state.world_file.read_text())
             rules = _ops(state, "update-keys", name, "--server", "knot", quiet=True)
             internet.allow(state, rules, [host.fqdn for host in asking_hosts(live_stack)])
         with phases.phase("make up"):

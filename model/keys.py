@@ -19,10 +19,16 @@ PLACEHOLDER = "SECRET"
 
 
 class HostPublicKeys(Frozen):
-    """``ssh``: the host key as in authorized_keys; ``certificate``: its TLS certificate by the stack's authority."""
+    """``ssh``: the host key as in authorized_keys; ``certificate``: its TLS certificate by the stack's authority.
+
+    While the TLS key is replaced, TLSA records name the ``next`` key or the ``previous`` one too, each by the SHA-256
+    of its SubjectPublicKeyInfo (RFC 7671 section 8.1).
+    """
 
     ssh: str
     certificate: str
+    next: str = ""
+    previous: str = ""
 
 
 class PublicKeys(Frozen):
@@ -30,26 +36,41 @@ class PublicKeys(Frozen):
 
     authority: str = ""
     """The certificate of the stack's own authority, in PEM."""
+    next_authority: str = ""
+    """The one to come, while it is replaced: believed, and signs nothing yet."""
+    previous_authority: str = ""
+    """The one before, while it is replaced: believed, and signs nothing any more."""
     hosts: dict[str, HostPublicKeys] = {}
     dkim: dict[str, dict[str, str]] = {}
     """Domain to selector to public key (base64 of the SubjectPublicKeyInfo, RFC 6376 section 3.6.1)."""
     rspamd: str = ""
     """The scanners' public key, in rspamd's base32."""
 
+    @property
+    def believed(self) -> str:
+        """The authorities that hosts believe about one another, in PEM: one, but while it is replaced."""
+        return self.authority + self.next_authority + self.previous_authority
+
 
 class HostPrivateKeys(Frozen):
+    """``next``: the TLS key to come, while it is replaced."""
+
     ssh: str
     tls: str
+    next: str = ""
 
 
 class PrivateKeys(Frozen):
     """What only the host that needs it gets. ``version_key`` turns secrets into versions that tell nothing."""
 
     authority: str = ""
+    next_authority: str = ""
     hosts: dict[str, HostPrivateKeys] = {}
     dkim: dict[str, dict[str, str]] = {}
     rspamd: str = ""
     srs: str = ""
+    next_srs: str = ""
+    previous_srs: str = ""
     session: str = ""
     replication: str = ""
     controller: str = ""
@@ -57,6 +78,11 @@ class PrivateKeys(Frozen):
     version_key: str = ""
     tsig: dict[str, str] = {}
     """TSIG key name to its secret in base64."""
+
+    @property
+    def srs_known(self) -> str:
+        """The secrets of forwarded senders, one a line: the first signs, and what any of them signed is known."""
+        return "".join(f"{secret}\n" for secret in (self.srs, self.next_srs, self.previous_srs) if secret)
 
 
 class Keys(Frozen):

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from components.zones import ADOPT
 from model.base import StackError
-from model.keys import Keys, PrivateKeys
+from model.keys import Keys, PrivateKeys, PublicKeys
 from model.load import PROJECT
 from ops import keys as keymaking
-from ops import name_server, records, stackfile
+from ops import name_server, records, rolling, stackfile
 from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 from services.bundle import Conflict
@@ -35,27 +35,33 @@ def _private_keys(project: Project) -> PrivateKeys:
     return Keys.parse_private(project.run("config", "get", "--path", f"{PROJECT}:keys.private").strip())
 
 
-def _store_private_keys(project: Project, private: PrivateKeys) -> None:
+def _store_private_keys(project: Project, private: PrivateKeys, file: Path) -> None:
     # Through standard input: an argument could be read by every user of the machine.
     text = json.dumps(private.model_dump(), sort_keys=True)
-    project.run("config", "set", "--secret", "--path", f"{PROJECT}:keys.private", text=text)
+    path = f"{PROJECT}:keys.private"
+    project.run("config", "set", "--config-file", str(file), "--secret", "--path", path, text=text)
 
 
-def make_keys(project: Project) -> int:
-    """Makes the keys that are missing, and says which."""
+def make_keys(project: Project, words: Sequence[str]) -> int:
+    """Makes the keys that are missing, takes the next step for each that is to be replaced, and says which."""
     stack = project.load(keys_needed=False)
     project.ensure_exists()
-    private = _private_keys(project)
-    ring = keymaking.complete(stack, stack.keys.public, private)
-    if not ring.made:
+    public, private, steps = stack.keys.public, _private_keys(project), list[rolling.Step]()
+    if words:
+        public, private, steps = rolling.roll(stack, words, public, private, records.state_of(project))
+    ring = keymaking.complete(stack, public, private)
+    if not ring.made and not steps:
         console.print(f"{project.stack}: all keys are there, nothing was made")
         return 0
-    # The private halves first: a run that is cut in between leaves keys that nobody trusts yet, never the reverse.
-    _store_private_keys(project, PrivateKeys.model_validate(ring.private))
-    stackfile.set_public_keys(project.stack_file, ring.public)
-    for line in ring.made:
-        console.print(f"made: {line}")
-    console.print(f"{len(ring.made)} keys written to {project.stack_file}: commit it")
+    # Neither half is ever there without the other, wherever a run is cut.
+    with stackfile.replaced_at_once(project.stack_file) as file:
+        _store_private_keys(project, PrivateKeys.model_validate(ring.private), file)
+        stackfile.set_public_keys(file, PublicKeys.model_validate(ring.public).model_dump(exclude_defaults=True))
+    for line in (*(step.done for step in steps), *(f"made: {made}" for made in ring.made)):
+        console.print(line, markup=False)
+    console.print(f"written to {project.stack_file}: commit it")
+    for step in steps:
+        console.print(f"next: {step.after}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -64,7 +70,8 @@ def set_tsig(project: Project, key: str) -> int:
     project.ensure_exists()
     secret = sys.stdin.readline().strip() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
     private = _private_keys(project)
-    _store_private_keys(project, private.model_copy(update={"tsig": {**private.tsig, key: secret}}))
+    private = private.model_copy(update={"tsig": {**private.tsig, key: secret}})
+    _store_private_keys(project, private, project.stack_file)
     console.print(f"stored the secret of TSIG key {key}")
     return 0
 
@@ -206,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("password", help="print the hash of a password")
     for name, words in (
-        ("keys", "make the keys that are missing"),
+        ("keys", "make the keys that are missing, and replace others step by step"),
         ("update-keys", "print what the name server has to be told about the hosts' keys"),
         ("tsig", "store the secret of a TSIG key"),
         ("render", "write all files of all hosts and zones"),
@@ -222,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--without", default="", help="sites that are lost, joined by commas")
         command.add_argument("--adopt", default="", help="RRsets to take over, as name/TYPE, joined by commas")
         command.add_argument("--delete", default="", help="zones to delete from, however much it is")
+        command.add_argument("--roll", default="", help="keys: what is to be replaced, joined by commas")
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
@@ -232,12 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "password":
         return print_password_hash()
     project = Project.of(options.stack)
-    lists = ([word for word in text.split(",") if word] for text in (options.without, options.adopt, options.delete))
+    texts = (options.roll, options.without, options.adopt, options.delete)
+    rolled, *lists = ([word for word in text.split(",") if word] for text in texts)
     said = Words(*lists)
     try:
         match options.command:
             case "keys":
-                return make_keys(project)
+                return make_keys(project, rolled)
             case "tsig":
                 return set_tsig(project, options.key)
             case "update-keys":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+@contextmanager
+def replaced_at_once(path: Path) -> Iterator[Path]:
+    """A copy of a file to work on, which takes its place in one step when all is done, and never if that fails."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        copy = Path(shutil.copy2(path, folder))
+        yield copy
+        os.replace(copy, path)
 
 
 def has_private_keys(path: Path) -> bool:

@@ -24,7 +24,7 @@ USER = "posthorn-acme"
 
 FIRST = f"""cd {identity.FOLDER}
 key() {{ openssl x509 -in "$1" -noout -pubkey 2>/dev/null; }}
-for file in {identity.PUBLIC} {STATE}/issued.pem {identity.CERTIFICATE}; do
+for file in {identity.PUBLIC} {STATE}/issued.pem {STATE}/next-issued.pem {identity.CERTIFICATE}; do
     test "$(key "$file")" = "$(key {identity.CERTIFICATE})" && break
 done
 test "$file" = {identity.PUBLIC} || cat "$file" > {identity.PUBLIC}"""

@@ -18,6 +18,8 @@ FOLDER = "/etc/posthorn/tls/"
 CERTIFICATE = f"{FOLDER}host.pem"
 PUBLIC = f"{FOLDER}public.pem"
 KEY = f"{FOLDER}host.key"
+NEXT_KEY = f"{FOLDER}next.key"
+"""The key to come, while it is replaced: nothing serves with it, and it is certified by ACME in advance."""
 PRIVATE_ROOTS = "/etc/posthorn/roots.pem"
 
 
@@ -46,9 +48,12 @@ def configure(stack: Stack, host: Host) -> Service:
     public = stack.keys.public.hosts.get(host.name)
     certificate = public.certificate if public else f"{PLACEHOLDER}: run make keys\n"
     world = (File(PRIVATE_ROOTS, "".join(stack.service.authorities)),) if stack.service.authorities else ()
+    held = [SecretFile(KEY, "tls-key", private(stack, lambda keys: keys.hosts[host.name].tls))]
+    if public and public.next:
+        held.append(SecretFile(NEXT_KEY, "next-tls-key", private(stack, lambda keys: keys.hosts[host.name].next)))
     return Service(
         name="identity",
         directories=(Directory("/etc/posthorn"), Directory(FOLDER.rstrip("/"), mode="0755")),
-        files=(File(AUTHORITY, stack.keys.public.authority), File(CERTIFICATE, certificate), *world),
-        secret_files=(SecretFile(KEY, "tls-key", private(stack, lambda keys: keys.hosts[host.name].tls)),),
+        files=(File(AUTHORITY, stack.keys.public.believed), File(CERTIFICATE, certificate), *world),
+        secret_files=tuple(held),
     )

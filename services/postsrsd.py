@@ -7,13 +7,15 @@ from services.private import private
 from services.render import render_tree
 from services.service import SecretFile, Service, Unit
 
+SECRETS = "/etc/postsrsd.secret"
+
 
 def configure(stack: Stack, host: Host) -> Service:
-    """One secret at all sites, so that a bounce may return by any of them."""
+    """The same secrets at all sites, so that a bounce may return by any of them. The first signs (postsrsd(8))."""
     return Service(
         name="postsrsd",
         packages=("postsrsd",),
         files=render_tree("postsrsd", stack=stack, host=host),
-        secret_files=(SecretFile("/etc/postsrsd.secret", "srs", private(stack, lambda keys: keys.srs + "\n")),),
-        units=(Unit("postsrsd.service", restart_on=("/etc/default/postsrsd", "/etc/postsrsd.secret")),),
+        secret_files=(SecretFile(SECRETS, "srs", private(stack, lambda keys: keys.srs_known)),),
+        units=(Unit("postsrsd.service", restart_on=("/etc/default/postsrsd", SECRETS)),),
     )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from model.base import IPAddress, IPNetwork
@@ -26,17 +27,19 @@ NOT_OFFERED = ("submissions", "imap", "pop3", "pop3s")
 
 
 def key_records(stack: Stack) -> tuple[RRset, ...]:
-    """TLSA of every name that an MX leads to, with the key of every host that serves it (RFC 7672 section 3.1.1), and
+    """TLSA of every name that an MX leads to, with the keys of every host that serves it (RFC 7672 section 3.1.1), and
     the keys that mail is signed with (RFC 6376 section 3.6.1).
 
     Published before all else, so that a key is known before it is met.
     """
     records = Records(stack, "internal")
-    served = [(stack.public_name("smtp_in"), stack.hosts_with(Role.SMTP_IN))]
-    served += [(host.fqdn, (host,)) for host in stack.hosts_with(Role.MAILDROP)]
-    for name, hosts in served:
-        keys = sorted(f"3 1 1 {digest}" for host in hosts for digest in _key_digest(stack, host))
-        records.add("keys.public.hosts", f"_25._tcp.{name}", "TLSA", stack.dns.ttl.service, keys)
+    served: dict[str, list[Host]] = {}
+    for host in stack.all_hosts.values():
+        for name in tlsa_names(stack, host):
+            served.setdefault(name, []).append(host)
+    for name, hosts in served.items():
+        keys = sorted(f"3 1 1 {digest}" for host in hosts for digest in _digests(stack, host))
+        records.add("keys.public.hosts", name, "TLSA", stack.dns.ttl.service, keys)
     for domain in stack.sending_domains:
         for selector, key in sorted(stack.keys.public.dkim.get(domain, {}).items()):
             if selector in (stack.dkim.selector, *stack.dkim.published):
@@ -45,11 +48,23 @@ def key_records(stack: Stack) -> tuple[RRset, ...]:
     return tuple(records.found)
 
 
-def _key_digest(stack: Stack, host: Host) -> Iterator[str]:
-    """SHA-256 of a host's public key: what TLSA 3 1 1 holds (RFC 6698 section 2.1)."""
+def tlsa_names(stack: Stack, host: Host) -> tuple[str, ...]:
+    """The names of the TLSA records that hold a host's key: of its port 25, where an MX leads to it."""
+    names = [stack.public_name("smtp_in")] if host.has(Role.SMTP_IN) else []
+    names += [host.fqdn] if host.has(Role.MAILDROP) else []
+    return tuple(f"_25._tcp.{name}" for name in names)
+
+
+def key_digest(key: PublicKeyTypes) -> str:
+    """SHA-256 of a public key: what TLSA 3 1 1 holds (RFC 6698 section 2.1)."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def _digests(stack: Stack, host: Host) -> Iterator[str]:
+    """The key that a host serves with, and the one that follows or went before while it is replaced."""
     if public := stack.keys.public.hosts.get(host.name):
-        key = x509.load_pem_x509_certificate(public.certificate.encode()).public_key()
-        yield hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        yield key_digest(x509.load_pem_x509_certificate(public.certificate.encode()).public_key())
+        yield from (digest for digest in (public.next, public.previous) if digest)
 
 
 # Names and policies

@@ -64,8 +64,8 @@ def shaken(lab: Lab, address: str, port: int, name: str, starttls: str, believes
     return answer
 
 
-def world(lab: Lab, name: str, port: int, starttls: str) -> dict[str, Any]:
-    return shaken(lab, name, port, name, starttls, str(lab.state.world_file), "client")
+def world(lab: Lab, name: str, port: int, starttls: str, address: str = "") -> dict[str, Any]:
+    return shaken(lab, address or name, port, name, starttls, str(lab.state.world_file), "client")
 
 
 @pytest.mark.parametrize(("name", "port", "starttls"), PORTS)
