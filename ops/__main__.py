@@ -27,6 +27,14 @@ from ops.render import render_stack
 
 console = Console(highlight=False)
 
+TAKEN_BY = {
+    # Not by down: what is left out of a removal keeps all that it depends on, and sites depend on one another.
+    "without": ("up", "preview", "refresh", "check"),
+    "adopt": ("up", "preview"),
+    "delete": ("up", "preview"),
+}
+"""Words, and the commands that go by them. All others refuse them: whoever says one relies on it."""
+
 
 def _private_keys(project: Project) -> PrivateKeys:
     if not stackfile.has_private_keys(project.stack_file):
@@ -223,6 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lists = ([word for word in text.split(",") if word] for text in (options.without, options.adopt, options.delete))
     said = Words(*lists)
     try:
+        for word, takers in TAKEN_BY.items():
+            if (value := getattr(options, word)) and options.command not in takers:
+                known = ", ".join(f"make {taker}" for taker in takers)
+                raise OperatorError(
+                    f"{word.upper()}={value}: make {options.command} does not go by it, only {known} do;"
+                    " nothing was changed"
+                )
         match options.command:
             case "keys":
                 return make_keys(project)

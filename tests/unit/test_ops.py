@@ -40,6 +40,17 @@ def test_a_wrong_stack_file_ends_in_one_message(project: Path, capsys: pytest.Ca
     assert not (project / "out").exists()
 
 
+@pytest.mark.parametrize("words", [("down", "--without=elm", "--yes"), ("refresh", "--adopt=hill.example/MX")])
+def test_a_command_refuses_a_word_that_it_does_not_go_by(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("Pulumi was asked")))
+    command, *flags = words
+    assert main([command, "x", *flags]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"make {command} does not go by it" in said
+
+
 def test_a_stack_that_is_not_there_is_said_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "y"]) == 1
     assert "there is no such file" in capsys.readouterr().out
