@@ -24,6 +24,8 @@ from services.zones import record_problems
 
 ROOT = Path(__file__).parent.parent
 REACH_SECONDS = 3.0
+OF_HOST = ("", "-system", "-data", "-first-boot", "-secrets", "-files")
+"""What follows a host's name in the names of its resources (components/machine.py, components/host.py)."""
 
 
 class OperatorError(Exception):
@@ -89,12 +91,19 @@ class Project:
 
 
 def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
-    """Pulumi arguments that leave out every resource of some sites. Every name carries its site, so patterns do."""
+    """Pulumi arguments that leave out every resource of some sites.
+
+    By their whole names: ``home-*`` would leave out what is at a site named home-b too.
+    """
+    names = []
     for site in sites:
         if site not in stack.sites:
             raise OperatorError(f"WITHOUT={site}: the stack has no such site (sites: {', '.join(stack.sites)})")
-    names = [name for site in sites for name in (site, *(host.name for host in stack.hosts_at(site)))]
-    return [argument for name in names for argument in (f"--exclude=**::{name}", f"--exclude=**::{name}-*")]
+        # The stack itself may be called like a site.
+        names += [f"Hypervisor::{site}", f"::{site}-hypervisor"]
+        names += [f"::{site}-debian-{release}{part}" for release in RELEASES for part in ("", "-kernel", "-initrd")]
+        names += [f"::{host.name}{part}" for host in stack.hosts_at(site) for part in OF_HOST]
+    return [f"--exclude=**{name}" for name in names]
 
 
 def left_behind(project: Project, exported: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from pulumi.runtime import mocks, settings
 
 from model.load import parse
 from model.stack import Stack
+from ops.pulumi import excluded
 
 
 class Recorder(mocks.Mocks):
@@ -123,6 +126,30 @@ def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     volumes = recorder.of_type("volume:Volume")
     assert {f"{host}-data" for host in stack.hosts} <= set(volumes)
     assert all(volumes[f"{host}-data"].inputs["name"] == f"{host}-data" for host in stack.hosts)
+
+
+def matches(urn: str, exclusions: list[str]) -> bool:
+    """Whether arguments leave a resource out, by Pulumi's globs: ** is any text, * any without a colon."""
+    globs = [argument.removeprefix("--exclude=") for argument in exclusions]
+    parts = ([re.escape(part).replace(r"\*", "[^:]*") for part in glob.split("**")] for glob in globs)
+    return any(re.fullmatch(".*".join(part), urn) for part in parts)
+
+
+def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    # The stack is called like a site, and another site begins like it.
+    config = json.loads(json.dumps(keyed_config).replace("-ash", "-elm-b").replace('"ash"', '"elm-b"'))
+    for site in config["sites"].values():
+        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+        site["hypervisor"]["images"]["12"] |= {"kernel": "/k", "initrd": "/i"}
+    stack = parse("elm", "Pulumi.elm.yaml", config)
+    build(stack)
+    urns = [f"urn:pulumi:elm::posthorn::posthorn:index:Platform${args.typ}::{args.name}" for args in recorder.made]
+    left_out = {site: [urn for urn in urns if matches(urn, excluded(stack, [site]))] for site in stack.sites}
+    placed = re.compile("libvirt|remote:Command|:(Hypervisor|Machine|HostConfiguration)::")
+    assert sorted(itertools.chain(*left_out.values())) == sorted(urn for urn in urns if placed.search(urn))
+    assert all("elm-b" in urn.rpartition("::")[2] for urn in left_out["elm-b"])
 
 
 def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
