@@ -146,16 +146,20 @@ def require_pinned_host_key(uri: str) -> None:
 
 
 def shut_down_command(uri: str, domain: str) -> list[str]:
-    """The command that shuts a domain down by ACPI and returns when it is off, or fails after a while."""
+    """The command that shuts a domain down by ACPI and returns when it is off, or fails after a while.
+
+    Where libvirt is reached over SSH, ``virsh`` runs there, else here: with the URI that the provider goes by.
+    """
     script = (
         f"virsh -q shutdown {domain} && for second in $(seq {SHUTDOWN_SECONDS}); do "
         f'case "$(virsh domstate {domain})" in "shut off"*) exit 0;; esac; sleep 1; done; '
         f"echo it did not shut down within {SHUTDOWN_SECONDS} s >&2; exit 1"
     )
-    script = f"export LIBVIRT_DEFAULT_URI=qemu:///system; {script}"
     parts = urlsplit(uri)
     query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-    if "ssh" not in parts.scheme:
+    by_ssh = "ssh" in parts.scheme
+    script = f"export LIBVIRT_DEFAULT_URI={'qemu:///system' if by_ssh else shlex.quote(uri)}; {script}"
+    if not by_ssh:
         return ["sh", "-c", script]
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes"]
     options += ["-o", f"UserKnownHostsFile={query['knownhosts']}"]

@@ -167,3 +167,13 @@ def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config
 def test_a_hypervisor_over_ssh_without_pinned_host_keys_is_refused(recorder: Recorder, keyed_stack: Stack) -> None:
     with pytest.raises(ValueError, match="say knownhosts=FILE"):
         build(keyed_stack)
+
+
+def test_a_machine_is_shut_down_by_the_libvirt_that_the_provider_goes_by() -> None:
+    from components.machine import shut_down_command
+
+    far = "qemu+tls://hv.example.org/system?pkipath=/etc/pki/our keys"
+    assert f"export LIBVIRT_DEFAULT_URI='{far}';" in shut_down_command(far, "smtp-in-oak")[-1]
+    by_ssh = shut_down_command("qemu+ssh://root@hv.example.org/system?knownhosts=/k", "smtp-in-oak")
+    assert by_ssh[0] == "ssh"
+    assert "LIBVIRT_DEFAULT_URI=qemu:///system;" in by_ssh[-1]
