@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,14 @@ def _literal(value: Any) -> Any:
     return LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replaces a file in one step, so that a reader sees the old or the new text, never a part."""
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
+    """Replaces a file in one step, so that a reader sees the old or the new text, never a part.
+
+    Without a ``mode`` it has the one of the file before; a link stays, and what it leads to is replaced.
+    """
+    path = path.resolve()
+    if mode is None:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
