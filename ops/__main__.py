@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import getpass
 import json
 import os
@@ -67,9 +68,24 @@ def make_keys(project: Project) -> int:
 
 
 def set_tsig(project: Project, key: str) -> int:
-    """Stores the TSIG secret (base64, read from standard input) that a DNS server knows a key by."""
+    """Stores the TSIG secret (base64, read from standard input) that a DNS server knows a key by.
+
+    Raises `OperatorError` where it would never be used, or could not be.
+    """
+    stack = project.load(keys_needed=False)
+    known, key = sorted({server.key for server in stack.dns.servers.values()}), key.rstrip(".").lower()
+    if key not in known:
+        names = ", ".join(known) or "none"
+        raise OperatorError(f"KEY={key}: no server under dns.servers takes updates by such a key (keys: {names})")
+    secret = sys.stdin.readline() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
+    secret = secret.strip()
+    try:
+        usable = bool(base64.b64decode(secret, validate=True))
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OperatorError(f"that is no secret of a TSIG key: it is text in base64, as the name server has {key}")
     project.ensure_exists()
-    secret = sys.stdin.readline().strip() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
     private = _private_keys(project)
     _store_private_keys(project, private.model_copy(update={"tsig": {**private.tsig, key: secret}}))
     console.print(f"stored the secret of TSIG key {key}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import subprocess
@@ -49,6 +50,41 @@ def test_a_command_refuses_a_word_that_it_does_not_go_by(
     assert main([command, "x", *flags]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert f"make {command} does not go by it" in said
+
+
+@pytest.mark.parametrize(
+    ("stack", "key", "secret", "said"),
+    [
+        ("x", "posthorn", "c2VjcmV0", "KEY=posthorn: no server under dns.servers takes updates by such a key"),
+        ("x", "posthorn-lab", "hunter2", "that is no secret of a TSIG key"),
+        ("x", "posthorn-lab", "", "that is no secret of a TSIG key"),
+        ("x", "posthorn-lab", "schlüssel", "that is no secret of a TSIG key"),
+        ("y", "posthorn-lab", "c2VjcmV0", "there is no such file"),
+    ],
+)
+def test_a_tsig_secret_that_could_never_be_used_is_not_stored(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stack: str,
+    key: str,
+    secret: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("Pulumi was asked")))
+    monkeypatch.setattr("sys.stdin", io.StringIO(secret + "\n"))
+    assert main(["tsig", stack, "--key", key]) == 1
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_tsig_key_is_stored_by_the_name_that_the_stack_knows_it_by(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Mock(return_value=subprocess.CompletedProcess([], 0, "", ""))
+    monkeypatch.setattr(subprocess, "run", done)
+    monkeypatch.setattr("sys.stdin", io.StringIO("c2VjcmV0\n"))
+    assert main(["tsig", "x", "--key", "Posthorn-Lab."]) == 0
+    assert json.loads(done.call_args.kwargs["input"])["tsig"] == {"posthorn-lab": "c2VjcmV0"}
 
 
 def test_a_stack_that_is_not_there_is_said_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
