@@ -21,6 +21,7 @@ from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
+from model.mail import HASHED_BYTES
 from ops import keys as keymaking
 from ops import name_server, records, stackfile
 from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
@@ -105,7 +106,11 @@ def print_update_keys(project: Project, server: str) -> int:
 def print_password_hash() -> int:
     """Prints the hash of a password, in the notation of Dovecot, for an account in the stack file."""
     password = sys.stdin.readline().rstrip("\n") if not sys.stdin.isatty() else getpass.getpass("password: ")
-    console.print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
+    if len(password.encode()) > HASHED_BYTES:
+        console.print(f"a password has at most {HASHED_BYTES} bytes: bcrypt hashes no more", style="red")
+        return 1
+    # Not by the console, which would fold it where a terminal is narrow.
+    print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
     return 0
 
 

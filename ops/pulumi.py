@@ -161,17 +161,22 @@ def locked_out(stack: Stack) -> list[str]:
     return ["the SSH agent holds none of the keys under access.operators: run ssh-add with one of them"]
 
 
-def orphans() -> Iterator[tuple[int, str]]:
-    """Plugins of Pulumi on this back end whose run was killed: (process id, name)."""
-    backend = f"PULUMI_BACKEND_URL={os.environ.get('PULUMI_BACKEND_URL', '')}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
+def orphans(processes: Path = Path("/proc")) -> Iterator[tuple[int, str]]:
+    """Plugins of Pulumi whose run was killed: (process id, name).
+
+    Those alone that have our home of Pulumi, and our back end: which no variable names where ``pulumi login`` chose it.
+    """
+    ours = [os.environ.get(name) for name in ("PULUMI_HOME", "PULUMI_BACKEND_URL")]
+    for process in processes.glob("[0-9]*"):
         try:
             name = (process / "comm").read_text().strip()
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            variables = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
+            environment = os.fsdecode((process / "environ").read_bytes())
+        except (OSError, UnicodeDecodeError):
             continue
-        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1" and backend in variables:
+        variables = dict(line.partition("=")[::2] for line in environment.split("\0"))
+        theirs = [variables.get(name) for name in ("PULUMI_HOME", "PULUMI_BACKEND_URL")]
+        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1" and theirs == ours:
             yield int(process.name), name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -185,3 +186,40 @@ def test_machines_are_made_anew_for_another_debian_one_at_a_time(keyed_config: d
         " one at a time (docs/upgrade-12-to-13.md)"
     ]
     assert running.anew_at_once(parse("lab", "f", config), {"deployment": None}) == []
+
+
+@pytest.mark.parametrize("backend", ["file:///backend", None])
+def test_what_a_killed_run_left_is_found_whatever_chose_the_back_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str | None
+) -> None:
+    def process(pid: int, name: str, parent: int, **variables: str | None) -> None:
+        folder = tmp_path / str(pid)
+        folder.mkdir()
+        (folder / "comm").write_text(f"{name}\n")
+        (folder / "stat").write_text(f"{pid} ({name}) S {parent} 0")
+        lines = [f"{key}={value}" for key, value in variables.items() if value is not None]
+        (folder / "environ").write_text("\0".join([*lines, ""]))
+
+    monkeypatch.setenv("PULUMI_HOME", "/home")
+    monkeypatch.delenv("PULUMI_BACKEND_URL", raising=False)
+    if backend:
+        monkeypatch.setenv("PULUMI_BACKEND_URL", backend)
+    process(10, "pulumi-resource", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    process(11, "pulumi-resource", 99, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    process(12, "pulumi-resource", 1, PULUMI_HOME="/elsewhere", PULUMI_BACKEND_URL=backend)
+    process(13, "pulumi-resource", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL="file:///other")
+    process(14, "postfix", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    assert list(running.orphans(tmp_path)) == [(10, "pulumi-resource")]
+
+
+def test_a_password_is_hashed_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    for password, status in (("ü" * 36, 0), ("ü" * 36 + "x", 1)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(password + "\n"))
+        assert main(["password"]) == status
+        said = capsys.readouterr().out
+        if status == 0:
+            assert re.fullmatch(r"\{BLF-CRYPT\}\$2b\$12\$[./A-Za-z0-9]{53}\n", said)
+    assert "a password has at most 72 bytes" in " ".join(said.split())
