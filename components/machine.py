@@ -174,7 +174,9 @@ class Machine(pulumi.ComponentResource):
     """A VM of a host: its disks, its first boot, itself."""
 
     generation: pulumi.Output[str]
-    """Another value whenever the system disk was made anew: what was on it has to be put there again."""
+    """Another value whenever the system disk was made anew: what was on it has to be put there again. And whenever the
+    machine was switched off for a change: the push then waits until its units run again.
+    """
 
     def __init__(
         self,
@@ -200,7 +202,7 @@ class Machine(pulumi.ComponentResource):
         data = hypervisor.in_turn(libvirt.Volume(f"{name}-data", volume, kept))
         seed = self._seed(stack, host, system)
         domain = self._domain(host, base, [system.id, data.id, seed])
-        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: str(ids[0]))
+        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: " ".join(map(str, ids)))
         self.register_outputs({"generation": self.generation})
 
     def _seed(self, stack: Stack, host: Host, system: libvirt.Volume) -> pulumi.Output[str]:

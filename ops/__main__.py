@@ -24,7 +24,17 @@ from model.load import PROJECT
 from model.mail import HASHED_BYTES
 from ops import keys as keymaking
 from ops import name_server, records, stackfile
-from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
+from ops.pulumi import (
+    OperatorError,
+    Project,
+    anew_at_once,
+    disks_as_they_were,
+    excluded,
+    left_behind,
+    locked_out,
+    unlock,
+    unreachable,
+)
 from ops.render import render_stack
 
 console = Console(highlight=False)
@@ -142,6 +152,8 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
+    for line in disks_as_they_were(stack, exported):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     return excluded(stack, words.without), {ADOPT: adopted}
 
 

@@ -20,10 +20,12 @@ from model.load import PROJECT, load
 from model.network import RELEASES
 from model.stack import Stack
 from ops.keys import certificates_without_names
+from services.data_disk import DEVICE
 from services.zones import record_problems
 
 ROOT = Path(__file__).parent.parent
 REACH_SECONDS = 3.0
+GIB = 2**30
 OF_HOST = ("", "-system", "-data", "-first-boot", "-secrets", "-files")
 """What follows a host's name in the names of its resources (components/machine.py, components/host.py)."""
 
@@ -133,8 +135,7 @@ def anew_at_once(stack: Stack, exported: Mapping[str, Any]) -> list[str]:
 
     ``exported`` is the state (``pulumi stack export``), in which a system disk lies over the image of its release.
     """
-    resources = (exported.get("deployment") or {}).get("resources") or []
-    by_name = {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
+    by_name = _by_name(exported)
     images = {
         by_name[name].get("id"): release
         for release in RELEASES
@@ -149,7 +150,31 @@ def anew_at_once(stack: Stack, exported: Mapping[str, Any]) -> list[str]:
     if len(other) < 2:
         return []
     hosts = ", ".join(other)
-    return [f"{hosts} would be made anew at once for another Debian: one at a time (docs/upgrade-12-to-13.md)"]
+    return [f"{hosts} would be made anew in one run for another Debian: one at a time (docs/upgrade-12-to-13.md)"]
+
+
+def _by_name(exported: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The resources of a state by their names, but for those that only wait to be deleted."""
+    resources = (exported.get("deployment") or {}).get("resources") or []
+    return {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
+
+
+def disks_as_they_were(stack: Stack, exported: Mapping[str, Any]) -> Iterator[str]:
+    """What to do for each data disk that is not as large as the stack says: ``up`` never changes one, it holds data."""
+    resources = _by_name(exported)
+    for host in stack.all_hosts.values():
+        disk = resources.get(f"{host.name}-data")
+        if disk is None or host.machine is None:
+            continue
+        there, said = round(disk["outputs"]["size"] / GIB), host.machine.data_disk
+        if there == said:
+            continue
+        grow = (
+            f"to grow it, virsh blockresize {host.name} {DEVICE.removeprefix('/dev/')} {said}G on its hypervisor, then"
+            f" resize2fs {DEVICE} on {host.name}, then make refresh STACK={stack.name}"
+        )
+        way = grow if said > there else "a disk is never made smaller"
+        yield f"the data disk of {host.name} has {there} GiB and stays so, though machine.data_disk says {said}: {way}"
 
 
 def locked_out(stack: Stack) -> list[str]:

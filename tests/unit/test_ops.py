@@ -182,10 +182,26 @@ def test_machines_are_made_anew_for_another_debian_one_at_a_time(keyed_config: d
     assert running.anew_at_once(parse("lab", "f", config), running_on_12) == []
     config["service"]["release"] = 13
     assert running.anew_at_once(parse("lab", "f", config), running_on_12) == [
-        "maildrop-oak, maildrop-elm, smtp-in-ash would be made anew at once for another Debian:"
+        "maildrop-oak, maildrop-elm, smtp-in-ash would be made anew in one run for another Debian:"
         " one at a time (docs/upgrade-12-to-13.md)"
     ]
     assert running.anew_at_once(parse("lab", "f", config), {"deployment": None}) == []
+
+
+def test_a_data_disk_that_will_not_grow_by_itself_is_told_with_the_way_to_do_it(keyed_config: dict[str, Any]) -> None:
+    config = json.loads(json.dumps(keyed_config))
+    sizes = {"smtp-in-oak": 4, "smtp-in-elm": 1, "smtp-out-oak": 8}
+    resources = [{"urn": f"urn::{host}-data", "outputs": {"size": 4.0 * 2**30}} for host in sizes]
+    for host, size in sizes.items():
+        config["hosts"][host]["machine"]["data_disk"] = size
+    said = sorted(running.disks_as_they_were(parse("lab", "f", config), {"deployment": {"resources": resources}}))
+    assert said == [
+        "the data disk of smtp-in-elm has 4 GiB and stays so, though machine.data_disk says 1: a disk is never made"
+        " smaller",
+        "the data disk of smtp-out-oak has 4 GiB and stays so, though machine.data_disk says 8: to grow it,"
+        " virsh blockresize smtp-out-oak vdb 8G on its hypervisor, then resize2fs /dev/vdb on smtp-out-oak,"
+        " then make refresh STACK=lab",
+    ]
 
 
 @pytest.mark.parametrize("backend", ["file:///backend", None])

@@ -68,6 +68,14 @@ def existing(keyed_config: dict[str, Any]) -> Stack:
     return parse("lab", "Pulumi.lab.yaml", config)
 
 
+def with_pins(keyed_config: dict[str, Any]) -> dict[str, Any]:
+    """The lab's configuration with hypervisors whose host keys are pinned."""
+    config: dict[str, Any] = json.loads(json.dumps(keyed_config))
+    for site in config["sites"].values():
+        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+    return config
+
+
 def test_a_host_is_pushed_with_two_commands(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
     stack = existing(keyed_config)
     build(stack)
@@ -117,15 +125,30 @@ def test_an_rrset_is_taken_over_only_where_it_was_said(
 def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     recorder: Recorder, keyed_config: dict[str, Any]
 ) -> None:
-    config = json.loads(json.dumps(keyed_config))
-    for site in config["sites"].values():
-        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
-    stack = parse("lab", "Pulumi.lab.yaml", config)
+    stack = parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config))
     build(stack)
     assert set(recorder.of_type("domain:Domain")) == set(stack.hosts)
     volumes = recorder.of_type("volume:Volume")
     assert {f"{host}-data" for host in stack.hosts} <= set(volumes)
     assert all(volumes[f"{host}-data"].inputs["name"] == f"{host}-data" for host in stack.hosts)
+
+
+def test_no_machine_is_touched_before_the_site_before_serves_again(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    stack = parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config))
+    build(stack)
+    when = {args.name: index for index, args in enumerate(recorder.made) if args.custom}
+    sites = [[host.name for host in stack.hosts_at(site)] for site in reversed(stack.sites)]
+    for before, after in itertools.pairwise(sites):
+        assert max(when[f"{host}-files"] for host in before) < min(when[f"{host}-system"] for host in after)
+
+
+def test_a_machine_that_was_switched_off_is_pushed_to_again(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    build(parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config)))
+    pushed = recorder.of_type("remote:Command")["smtp-in-oak-files"]
+    # The ids that mocks give to its system disk and to itself.
+    assert pushed.inputs["triggers"] == ["smtp-in-oak-system-id smtp-in-oak-id"]
 
 
 def matches(urn: str, exclusions: list[str]) -> bool:
@@ -139,9 +162,9 @@ def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites
     recorder: Recorder, keyed_config: dict[str, Any]
 ) -> None:
     # The stack is called like a site, and another site begins like it.
-    config = json.loads(json.dumps(keyed_config).replace("-ash", "-elm-b").replace('"ash"', '"elm-b"'))
+    renamed = json.dumps(with_pins(keyed_config)).replace("-ash", "-elm-b").replace('"ash"', '"elm-b"')
+    config = json.loads(renamed)
     for site in config["sites"].values():
-        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
         site["hypervisor"]["images"]["12"] |= {"kernel": "/k", "initrd": "/i"}
     stack = parse("elm", "Pulumi.elm.yaml", config)
     build(stack)
@@ -153,9 +176,7 @@ def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites
 
 
 def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
-    config = json.loads(json.dumps(keyed_config))
-    for site in config["sites"].values():
-        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+    config = with_pins(keyed_config)
     build(parse("lab", "Pulumi.lab.yaml", config))
     before = recorder.of_type("domain:Domain")["smtp-in-oak"].inputs
     config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
