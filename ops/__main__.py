@@ -17,6 +17,7 @@ import bcrypt
 from rich.console import Console
 from rich.table import Table
 
+from components.platform import WITHOUT
 from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys
@@ -154,7 +155,7 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
     for line in disks_as_they_were(stack, exported):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
-    return excluded(stack, words.without), {ADOPT: adopted}
+    return excluded(stack, words.without), {ADOPT: adopted, WITHOUT: ",".join(words.without)}
 
 
 def up(project: Project, words: Words, yes: bool) -> int:

@@ -144,6 +144,27 @@ def test_no_machine_is_touched_before_the_site_before_serves_again(
         assert max(when[f"{host}-files"] for host in before) < min(when[f"{host}-system"] for host in after)
 
 
+def test_no_site_waits_for_one_that_is_left_out(
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.host import HostConfiguration
+    from components.platform import WITHOUT
+
+    waited_for: dict[str, set[str]] = {}
+
+    class Noting(HostConfiguration):
+        def __init__(self, name: str, **arguments: Any) -> None:
+            waited_for[name] = {resource._name for resource in arguments["opts"].depends_on}
+            super().__init__(name, **arguments)
+
+    monkeypatch.setattr("components.platform.HostConfiguration", Noting)
+    monkeypatch.setenv(WITHOUT, "elm")
+    stack = existing(keyed_config)
+    build(stack)
+    ash = {host.name for host in stack.hosts_at("ash")}
+    assert all(waited_for[host.name] == ash for site in ("oak", "elm") for host in stack.hosts_at(site))
+
+
 def test_a_machine_that_was_switched_off_is_pushed_to_again(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
     build(parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config)))
     pushed = recorder.of_type("remote:Command")["smtp-in-oak-files"]
