@@ -122,7 +122,7 @@ class Hypervisor(pulumi.ComponentResource):
         """Options of a resource on this hypervisor.
 
         One comes after the other: the provider has been seen to stop for ever while it uploaded first-boot data to a
-        libvirt over SSH and made machines there at the same time. Sites still work side by side.
+        libvirt over SSH and made machines there at the same time. Images still go to all sites side by side.
         """
         return pulumi.ResourceOptions(parent=parent, provider=self.provider, depends_on=self._before, **more)
 
