@@ -122,7 +122,7 @@ class Hypervisor(pulumi.ComponentResource):
         """Options of a resource on this hypervisor.
 
         One comes after the other: the provider has been seen to stop for ever while it uploaded first-boot data to a
-        libvirt over SSH and made machines there at the same time. Sites still work side by side.
+        libvirt over SSH and made machines there at the same time. Images still go to all sites side by side.
         """
         return pulumi.ResourceOptions(parent=parent, provider=self.provider, depends_on=self._before, **more)
 
@@ -146,16 +146,20 @@ def require_pinned_host_key(uri: str) -> None:
 
 
 def shut_down_command(uri: str, domain: str) -> list[str]:
-    """The command that shuts a domain down by ACPI and returns when it is off, or fails after a while."""
+    """The command that shuts a domain down by ACPI and returns when it is off, or fails after a while.
+
+    Where libvirt is reached over SSH, ``virsh`` runs there, else here: with the URI that the provider goes by.
+    """
     script = (
         f"virsh -q shutdown {domain} && for second in $(seq {SHUTDOWN_SECONDS}); do "
         f'case "$(virsh domstate {domain})" in "shut off"*) exit 0;; esac; sleep 1; done; '
         f"echo it did not shut down within {SHUTDOWN_SECONDS} s >&2; exit 1"
     )
-    script = f"export LIBVIRT_DEFAULT_URI=qemu:///system; {script}"
     parts = urlsplit(uri)
     query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-    if "ssh" not in parts.scheme:
+    by_ssh = "ssh" in parts.scheme
+    script = f"export LIBVIRT_DEFAULT_URI={'qemu:///system' if by_ssh else shlex.quote(uri)}; {script}"
+    if not by_ssh:
         return ["sh", "-c", script]
     options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=yes"]
     options += ["-o", f"UserKnownHostsFile={query['knownhosts']}"]
@@ -170,7 +174,9 @@ class Machine(pulumi.ComponentResource):
     """A VM of a host: its disks, its first boot, itself."""
 
     generation: pulumi.Output[str]
-    """Another value whenever the system disk was made anew: what was on it has to be put there again."""
+    """Another value whenever the system disk was made anew: what was on it has to be put there again. And whenever the
+    machine was switched off for a change: the push then waits until its units run again.
+    """
 
     def __init__(
         self,
@@ -196,7 +202,7 @@ class Machine(pulumi.ComponentResource):
         data = hypervisor.in_turn(libvirt.Volume(f"{name}-data", volume, kept))
         seed = self._seed(stack, host, system)
         domain = self._domain(host, base, [system.id, data.id, seed])
-        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: str(ids[0]))
+        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: " ".join(map(str, ids)))
         self.register_outputs({"generation": self.generation})
 
     def _seed(self, stack: Stack, host: Host, system: libvirt.Volume) -> pulumi.Output[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pulumi
 
 from agent import SOURCE
@@ -12,13 +14,16 @@ from model.stack import Host, Stack
 from services.bundle import bundle, secrets
 from services.zones import rrsets
 
+WITHOUT = "POSTHORN_WITHOUT"
+"""Variable of the environment: sites whose resources this run leaves out, which no other site waits for."""
+
 
 class Platform(pulumi.ComponentResource):
     """Builds a stack in the order in which a change is safest.
 
-    Internal names come first; then the machines, side by side; then what is on them, site by site, the most preferred
-    last, so that a bad change stops at the first site while the others still serve; and last the records that lead
-    the world to them.
+    Internal names come first, and images at all sites side by side; then, site by site and the most preferred last,
+    the machines and what is on them: a machine is switched off or made anew only when the site before serves again,
+    and a bad change stops at the first site while the others still do. Last the records that lead the world to them.
     """
 
     def __init__(self, stack: Stack, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -26,11 +31,14 @@ class Platform(pulumi.ComponentResource):
         self._stack = stack
         records = {phase: [r for r in rrsets(stack) if r.phase == phase] for phase in ("internal", "hosts", "service")}
         internal = Zones(f"{stack.name}-internal", stack, records["internal"], opts=self._child())
-        machines = self._machines()
+        left_out = os.environ.get(WITHOUT, "").split(",")
+        hypervisors = {site: self._hypervisor(site) for site in stack.sites}
         previous_site: list[pulumi.Resource] = [internal]
         for site in reversed(stack.sites):
-            hosts = [self._configuration(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
-            previous_site = list(hosts) or previous_site
+            hosts = [self._host(host, hypervisors[site], previous_site) for host in stack.hosts_at(site)]
+            # What was never made can be nobody's dependency: Pulumi would write a state that it cannot read again.
+            if site not in left_out:
+                previous_site = list(hosts) or previous_site
         names = Zones(
             f"{stack.name}-hosts", stack, records["hosts"], previous_site, internal, self._child(previous_site)
         )
@@ -40,22 +48,18 @@ class Platform(pulumi.ComponentResource):
     def _child(self, depends_on: list[pulumi.Resource] | None = None) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, depends_on=depends_on or [])
 
-    def _machines(self) -> dict[str, Machine]:
-        stack, machines = self._stack, {}
-        for name, site in stack.sites.items():
-            hosts = [host for host in stack.hosts_at(name) if host.machine]
-            if site.hypervisor is None or not hosts:
-                continue
-            releases = {stack.release_of(host) for host in hosts}
-            hypervisor = Hypervisor(name, site.hypervisor, releases, self._child())
-            for host in hosts:
-                machines[host.name] = Machine(host.name, stack, host, hypervisor, self._child())
-        return machines
+    def _hypervisor(self, site: str) -> Hypervisor | None:
+        settings, stack = self._stack.sites[site].hypervisor, self._stack
+        releases = {stack.release_of(host) for host in stack.hosts_at(site) if host.machine}
+        return Hypervisor(site, settings, releases, self._child()) if settings and releases else None
 
-    def _configuration(
-        self, host: Host, machine: Machine | None, depends_on: list[pulumi.Resource]
+    def _host(
+        self, host: Host, hypervisor: Hypervisor | None, previous_site: list[pulumi.Resource]
     ) -> HostConfiguration:
-        stack = self._stack
+        """A host as it has to be: its machine, if that is the stack's to make, and all that is on it."""
+        stack, machine = self._stack, None
+        if host.machine and hypervisor:
+            machine = Machine(host.name, stack, host, hypervisor, self._child(previous_site))
         return HostConfiguration(
             host.name,
             address=str(host.management_address),
@@ -66,5 +70,5 @@ class Platform(pulumi.ComponentResource):
                 for name, content in secrets(stack, host).items()
             },
             generation=machine.generation if machine else host.existing.generation if host.existing else "",
-            opts=self._child(depends_on),
+            opts=self._child(previous_site),
         )

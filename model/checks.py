@@ -297,10 +297,15 @@ def missing_keys(stack: Stack) -> list[Problem]:
     """
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
-    problems += [Problem(f"keys.public.hosts.{name}", advice) for name in stack.hosts if name not in public.hosts]
+    for name in stack.hosts:
+        host_keys = public.hosts.get(name)
+        if not host_keys or not host_keys.ssh or not host_keys.certificate:
+            problems.append(Problem(f"keys.public.hosts.{name}", advice))
+    if not public.rspamd:
+        problems.append(Problem("keys.public.rspamd", advice))
     for domain in stack.sending_domains:
         for selector in {stack.dkim.selector, *stack.dkim.published}:
-            if selector not in public.dkim.get(domain, {}):
+            if not public.dkim.get(domain, {}).get(selector):
                 problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))
     if not stack.access.operators:
         problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))

@@ -63,6 +63,15 @@ Targets = Annotated[tuple[AliasTarget, ...], BeforeValidator(_one_or_many), Fiel
 SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$')]
 """A mechanism that lets another sender pass (RFC 7208 section 5)."""
 Secret = SecretStr
+HASHED_BYTES = 72
+"""What bcrypt hashes of a password, and no more."""
+
+
+def _can_be_hashed(password: SecretStr) -> SecretStr:
+    if len(password.get_secret_value().encode()) > HASHED_BYTES:
+        raise ValueError(f"has more than {HASHED_BYTES} bytes: bcrypt hashes no more")
+    return password
+
 
 SCHEMES = (
     "ARGON2ID",
@@ -128,7 +137,7 @@ class MachineUser(Frozen):
     The hosts need the password itself, so it stands here as a Pulumi secret.
     """
 
-    password: Secret
+    password: Annotated[Secret, AfterValidator(_can_be_hashed)]
     """The password itself, as a Pulumi secret: the hosts need it."""
     mail_from: DnsName
     """The domain of the envelope sender."""

@@ -112,7 +112,7 @@ class VirtualMachine(Frozen):
     system_disk: int = Field(default=16, ge=2)
     """The disk that is made anew with the machine."""
     data_disk: int = Field(default=16, ge=1)
-    """The disk that outlives it: mail, queues, what was learnt."""
+    """The disk that outlives it: mail, queues, what was learnt. It keeps its size: ``make up`` tells how to grow it."""
     interfaces: int = Field(default=2, ge=1, le=4)
     """Network cards: the first site-local, the second public, others unused."""
 

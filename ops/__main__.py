@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import getpass
 import json
 import os
@@ -16,17 +17,37 @@ import bcrypt
 from rich.console import Console
 from rich.table import Table
 
+from components.platform import WITHOUT
 from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys, PublicKeys
 from model.load import PROJECT
+from model.mail import HASHED_BYTES
 from ops import keys as keymaking
 from ops import name_server, records, rolling, stackfile
-from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
+from ops.pulumi import (
+    OperatorError,
+    Project,
+    anew_at_once,
+    disks_as_they_were,
+    excluded,
+    left_behind,
+    locked_out,
+    unlock,
+    unreachable,
+)
 from ops.render import render_stack
 from services.bundle import Conflict
 
 console = Console(highlight=False)
+
+TAKEN_BY = {
+    # Not by down: what is left out of a removal keeps all that it depends on, and sites depend on one another.
+    "without": ("up", "preview", "refresh", "check"),
+    "adopt": ("up", "preview"),
+    "delete": ("up", "preview"),
+}
+"""Words, and the commands that go by them. All others refuse them: whoever says one relies on it."""
 
 
 def _private_keys(project: Project) -> PrivateKeys:
@@ -66,9 +87,24 @@ def make_keys(project: Project, words: Sequence[str]) -> int:
 
 
 def set_tsig(project: Project, key: str) -> int:
-    """Stores the TSIG secret (base64, read from standard input) that a DNS server knows a key by."""
+    """Stores the TSIG secret (base64, read from standard input) that a DNS server knows a key by.
+
+    Raises `OperatorError` where it would never be used, or could not be.
+    """
+    stack = project.load(keys_needed=False)
+    known, key = sorted({server.key for server in stack.dns.servers.values()}), key.rstrip(".").lower()
+    if key not in known:
+        names = ", ".join(known) or "none"
+        raise OperatorError(f"KEY={key}: no server under dns.servers takes updates by such a key (keys: {names})")
+    secret = sys.stdin.readline() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
+    secret = secret.strip()
+    try:
+        usable = bool(base64.b64decode(secret, validate=True))
+    except ValueError:
+        usable = False
+    if not usable:
+        raise OperatorError(f"that is no secret of a TSIG key: it is text in base64, as the name server has {key}")
     project.ensure_exists()
-    secret = sys.stdin.readline().strip() if not sys.stdin.isatty() else getpass.getpass(f"secret of {key}: ")
     private = _private_keys(project)
     private = private.model_copy(update={"tsig": {**private.tsig, key: secret}})
     _store_private_keys(project, private, project.stack_file)
@@ -98,7 +134,11 @@ def print_password_hash() -> int:
     if not password:
         console.print("an empty password is none: nothing was hashed", style="red")
         return 1
-    console.print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
+    if len(password.encode()) > HASHED_BYTES:
+        console.print(f"a password has at most {HASHED_BYTES} bytes: bcrypt hashes no more", style="red")
+        return 1
+    # Not by the console, which would fold it where a terminal is narrow.
+    print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
     return 0
 
 
@@ -132,7 +172,9 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
-    return excluded(stack, words.without), {ADOPT: adopted}
+    for line in disks_as_they_were(stack, exported):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    return excluded(stack, words.without), {ADOPT: adopted, WITHOUT: ",".join(words.without)}
 
 
 def up(project: Project, words: Words, yes: bool) -> int:
@@ -244,6 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rolled, *lists = ([word for word in text.split(",") if word] for text in texts)
     said = Words(*lists)
     try:
+        for word, takers in TAKEN_BY.items():
+            if (value := getattr(options, word)) and options.command not in takers:
+                known = ", ".join(f"make {taker}" for taker in takers)
+                raise OperatorError(
+                    f"{word.upper()}={value}: make {options.command} does not go by it, only {known} do;"
+                    " nothing was changed"
+                )
         match options.command:
             case "keys":
                 return make_keys(project, rolled)

@@ -39,6 +39,23 @@ class KeyRing:
     private: dict[str, Any]
     made: list[str] = field(default_factory=list)
 
+    def pair(
+        self,
+        public: dict[str, Any],
+        private: dict[str, Any],
+        name: str,
+        what: str,
+        make: Callable[[], str],
+        public_of: Callable[[str], str],
+    ) -> None:
+        """Makes a private key that is missing, and its public half wherever that does not follow from it."""
+        if not private.get(name):
+            private[name] = make()
+            self.made.append(what)
+        elif public.get(name) != public_of(private[name]):
+            self.made.append(f"public half of the {what}")
+        public[name] = public_of(private[name])
+
 
 def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
     return key.private_bytes(serialization.Encoding.PEM, _PRIVATE_PEM, _PLAIN).decode()
@@ -53,9 +70,11 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC).replace(microsecond=0)
 
 
-def new_authority(name: str) -> tuple[str, str]:
-    """A certificate authority: (certificate, key) in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def new_authority(name: str, key_pem: str = "") -> tuple[str, str]:
+    """A certificate authority, for a new key or for one that is there: (certificate, key) in PEM."""
+    key = serialization.load_pem_private_key((key_pem or tls_key()).encode(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("the key of the stack's authority is an elliptic curve key")
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority {_now():%Y-%m-%d %H:%M:%S}")])
     certificate = (
         x509.CertificateBuilder()
@@ -108,6 +127,12 @@ def sign_certificate(names: Sequence[str], key_pem: str, authority_pem: str, aut
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def certifies(certificate_pem: str, key_pem: str) -> bool:
+    """Whether a certificate is for this private key."""
+    key = serialization.load_pem_private_key(key_pem.encode(), None).public_key()
+    return bool(certificate_pem) and x509.load_pem_x509_certificate(certificate_pem.encode()).public_key() == key
+
+
 def certificate_serves(certificate_pem: str, names: Sequence[str], authority_pem: str) -> bool:
     """Whether a certificate covers exactly these names, is by this authority, and lasts long enough still."""
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
@@ -122,7 +147,9 @@ def certificate_serves(certificate_pem: str, names: Sequence[str], authority_pem
 def certificates_without_names(stack: Stack) -> Iterator[Problem]:
     """Hosts that serve under names which their certificate does not hold yet: a domain was added, a role moved."""
     for host in stack.all_hosts.values():
-        if public := stack.keys.public.hosts.get(host.name):
+        public = stack.keys.public.hosts.get(host.name)
+        # One that is missing altogether is told by `missing_keys`.
+        if public and public.certificate:
             missing = set(stack.certificate_names(host)) - _names_in(public.certificate)
             if missing:
                 yield Problem(
@@ -141,15 +168,26 @@ def ssh_key(comment: str) -> tuple[str, str]:
     """An Ed25519 SSH key: (public as in authorized_keys, private in OpenSSH's format)."""
     key = ed25519.Ed25519PrivateKey.generate()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, _PLAIN).decode()
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    return f"{public.decode()} {comment}", private
+    return ssh_public(private, comment), private
 
 
-def _dkim_key() -> tuple[str, str]:
-    """An RSA key of 2048 bits (RFC 8301 section 3.2): (public in base64 for the record, private in PEM)."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return base64.b64encode(der).decode(), _pem(key)
+def ssh_public(private: str, comment: str) -> str:
+    """The public half of an SSH key, as in authorized_keys."""
+    key = serialization.load_ssh_private_key(private.encode(), None).public_key()
+    text = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return f"{text.decode()} {comment}"
+
+
+def _dkim_key() -> str:
+    """A private RSA key of 2048 bits in PEM (RFC 8301 section 3.2)."""
+    return _pem(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+
+
+def _dkim_public(private: str) -> str:
+    """The public half of a DKIM key, in base64 as its record has it."""
+    key = serialization.load_pem_private_key(private.encode(), None).public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(der).decode()
 
 
 def rspamd_base32(data: bytes) -> str:
@@ -158,15 +196,22 @@ def rspamd_base32(data: bytes) -> str:
     return "".join(RSPAMD_ALPHABET[number >> shift & 31] for shift in range(0, bits, 5))
 
 
-def _rspamd_key() -> tuple[str, str]:
-    key = x25519.X25519PrivateKey.generate()
-    return rspamd_base32(key.public_key().public_bytes_raw()), rspamd_base32(key.private_bytes_raw())
+def _rspamd_key() -> str:
+    return rspamd_base32(x25519.X25519PrivateKey.generate().private_bytes_raw())
+
+
+def _rspamd_public(private: str) -> str:
+    number = sum(RSPAMD_ALPHABET.index(letter) << 5 * place for place, letter in enumerate(private))
+    key = x25519.X25519PrivateKey.from_private_bytes(number.to_bytes(32, "little"))
+    return rspamd_base32(key.public_key().public_bytes_raw())
 
 
 def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
     """All keys that a stack needs: those given, and new ones for what is missing.
 
-    A host's certificate is signed anew, for the same key, when its names changed or a third of its life is left.
+    Public halves follow from private ones, which alone tell what a key is: a run that was cut, or a merge that took
+    one half, leaves nothing that the next run does not mend. A host's certificate is signed anew, for the same key,
+    when its names changed or a third of its life is left.
     """
     ring = KeyRing(public.model_dump(), private.model_dump())
 
@@ -178,17 +223,16 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
     if not ring.private["authority"]:
         ring.public["authority"], ring.private["authority"] = new_authority(stack.domain)
         ring.made.append("certificate authority")
+    elif not certifies(ring.public["authority"], ring.private["authority"]):
+        ring.public["authority"], _ = new_authority(stack.domain, ring.private["authority"])
+        ring.made.append("certificate of the authority")
     for host in stack.all_hosts.values():
         _complete_host(stack, host, ring)
     for domain in stack.sending_domains:
+        shown, kept = (half["dkim"].setdefault(domain, {}) for half in (ring.public, ring.private))
         for selector in sorted({stack.dkim.selector, *stack.dkim.published}):
-            if selector not in ring.private["dkim"].setdefault(domain, {}):
-                pair = _dkim_key()
-                ring.public["dkim"].setdefault(domain, {})[selector], ring.private["dkim"][domain][selector] = pair
-                ring.made.append(f"DKIM key {selector} of {domain}")
-    if not ring.private["rspamd"]:
-        ring.public["rspamd"], ring.private["rspamd"] = _rspamd_key()
-        ring.made.append("key of the spam scanners")
+            ring.pair(shown, kept, selector, f"DKIM key {selector} of {domain}", _dkim_key, _dkim_public)
+    ring.pair(ring.public, ring.private, "rspamd", "key of the spam scanners", _rspamd_key, _rspamd_public)
     for name in ("srs", "replication", "controller", "version_key"):
         missing(ring.private, name, lambda: secrets.token_urlsafe(24))
     # Roundcube's des_key has to have 24 characters.
@@ -199,12 +243,16 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
 def _complete_host(stack: Stack, host: Host, ring: KeyRing) -> None:
     public = ring.public["hosts"].get(host.name) or {"ssh": "", "certificate": ""}
     private = ring.private["hosts"].get(host.name) or {"ssh": "", "tls": ""}
-    if not private["ssh"]:
-        public["ssh"], private["ssh"] = ssh_key(host.name)
-        ring.made.append(f"SSH host key of {host.name}")
+    ring.pair(
+        public,
+        private,
+        "ssh",
+        f"SSH host key of {host.name}",
+        lambda: ssh_key(host.name)[1],
+        lambda key: ssh_public(key, host.name),
+    )
     if not private["tls"]:
         private["tls"] = tls_key()
-        public["certificate"] = ""
         ring.made.append(f"TLS key of {host.name}")
     if stack.acme_names(host) and host.fqdn not in ring.private["tsig"]:
         # By this the name server knows the host, which may change its own challenges.
@@ -212,7 +260,8 @@ def _complete_host(stack: Stack, host: Host, ring: KeyRing) -> None:
         ring.made.append(f"TSIG key {host.fqdn}")
     names = stack.certificate_names(host)
     signer = ring.public["authority"]
-    if not public["certificate"] or not certificate_serves(public["certificate"], names, signer):
+    certificate = public["certificate"]
+    if not certifies(certificate, private["tls"]) or not certificate_serves(certificate, names, signer):
         public["certificate"] = sign_certificate(names, private["tls"], signer, ring.private["authority"])
         ring.made.append(f"certificate of {host.name}")
     ring.public["hosts"][host.name] = HostPublicKeys(**public).model_dump()

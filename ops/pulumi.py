@@ -20,10 +20,14 @@ from model.load import PROJECT, load
 from model.network import RELEASES
 from model.stack import Stack
 from ops.keys import certificates_without_names
+from services.data_disk import DEVICE
 from services.zones import record_problems
 
 ROOT = Path(__file__).parent.parent
 REACH_SECONDS = 3.0
+GIB = 2**30
+OF_HOST = ("", "-system", "-data", "-first-boot", "-secrets", "-files")
+"""What follows a host's name in the names of its resources (components/machine.py, components/host.py)."""
 
 
 class OperatorError(Exception):
@@ -89,12 +93,19 @@ class Project:
 
 
 def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
-    """Pulumi arguments that leave out every resource of some sites. Every name carries its site, so patterns do."""
+    """Pulumi arguments that leave out every resource of some sites.
+
+    By their whole names: ``home-*`` would leave out what is at a site named home-b too.
+    """
+    names = []
     for site in sites:
         if site not in stack.sites:
             raise OperatorError(f"WITHOUT={site}: the stack has no such site (sites: {', '.join(stack.sites)})")
-    names = [name for site in sites for name in (site, *(host.name for host in stack.hosts_at(site)))]
-    return [argument for name in names for argument in (f"--exclude=**::{name}", f"--exclude=**::{name}-*")]
+        # The stack itself may be called like a site.
+        names += [f"Hypervisor::{site}", f"::{site}-hypervisor"]
+        names += [f"::{site}-debian-{release}{part}" for release in RELEASES for part in ("", "-kernel", "-initrd")]
+        names += [f"::{host.name}{part}" for host in stack.hosts_at(site) for part in OF_HOST]
+    return [f"--exclude=**{name}" for name in names]
 
 
 def left_behind(project: Project, exported: Mapping[str, Any]) -> Iterator[str]:
@@ -124,8 +135,7 @@ def anew_at_once(stack: Stack, exported: Mapping[str, Any]) -> list[str]:
 
     ``exported`` is the state (``pulumi stack export``), in which a system disk lies over the image of its release.
     """
-    resources = (exported.get("deployment") or {}).get("resources") or []
-    by_name = {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
+    by_name = _by_name(exported)
     images = {
         by_name[name].get("id"): release
         for release in RELEASES
@@ -140,7 +150,31 @@ def anew_at_once(stack: Stack, exported: Mapping[str, Any]) -> list[str]:
     if len(other) < 2:
         return []
     hosts = ", ".join(other)
-    return [f"{hosts} would be made anew at once for another Debian: one at a time (docs/upgrade-12-to-13.md)"]
+    return [f"{hosts} would be made anew in one run for another Debian: one at a time (docs/upgrade-12-to-13.md)"]
+
+
+def _by_name(exported: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The resources of a state by their names, but for those that only wait to be deleted."""
+    resources = (exported.get("deployment") or {}).get("resources") or []
+    return {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
+
+
+def disks_as_they_were(stack: Stack, exported: Mapping[str, Any]) -> Iterator[str]:
+    """What to do for each data disk that is not as large as the stack says: ``up`` never changes one, it holds data."""
+    resources = _by_name(exported)
+    for host in stack.all_hosts.values():
+        disk = resources.get(f"{host.name}-data")
+        if disk is None or host.machine is None:
+            continue
+        there, said = round(disk["outputs"]["size"] / GIB), host.machine.data_disk
+        if there == said:
+            continue
+        grow = (
+            f"to grow it, virsh blockresize {host.name} {DEVICE.removeprefix('/dev/')} {said}G on its hypervisor, then"
+            f" resize2fs {DEVICE} on {host.name}, then make refresh STACK={stack.name}"
+        )
+        way = grow if said > there else "a disk is never made smaller"
+        yield f"the data disk of {host.name} has {there} GiB and stays so, though machine.data_disk says {said}: {way}"
 
 
 def locked_out(stack: Stack) -> list[str]:
@@ -152,17 +186,22 @@ def locked_out(stack: Stack) -> list[str]:
     return ["the SSH agent holds none of the keys under access.operators: run ssh-add with one of them"]
 
 
-def orphans() -> Iterator[tuple[int, str]]:
-    """Plugins of Pulumi on this back end whose run was killed: (process id, name)."""
-    backend = f"PULUMI_BACKEND_URL={os.environ.get('PULUMI_BACKEND_URL', '')}".encode()
-    for process in Path("/proc").glob("[0-9]*"):
+def orphans(processes: Path = Path("/proc")) -> Iterator[tuple[int, str]]:
+    """Plugins of Pulumi whose run was killed: (process id, name).
+
+    Those alone that have our home of Pulumi, and our back end: which no variable names where ``pulumi login`` chose it.
+    """
+    ours = [os.environ.get(name) for name in ("PULUMI_HOME", "PULUMI_BACKEND_URL")]
+    for process in processes.glob("[0-9]*"):
         try:
             name = (process / "comm").read_text().strip()
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            variables = (process / "environ").read_bytes().split(b"\0")
-        except OSError:
+            environment = os.fsdecode((process / "environ").read_bytes())
+        except (OSError, UnicodeDecodeError):
             continue
-        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1" and backend in variables:
+        variables = dict(line.partition("=")[::2] for line in environment.split("\0"))
+        theirs = [variables.get(name) for name in ("PULUMI_HOME", "PULUMI_BACKEND_URL")]
+        if name.startswith(("pulumi-resource", "pulumi-languag")) and parent == "1" and theirs == ours:
             yield int(process.name), name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,14 @@ def _literal(value: Any) -> Any:
     return LiteralScalarString(value) if isinstance(value, str) and "\n" in value else value
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replaces a file in one step, so that a reader sees the old or the new text, never a part."""
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
+    """Replaces a file in one step, so that a reader sees the old or the new text, never a part.
+
+    Without a ``mode`` it has the one of the file before; a link stays, and what it leads to is replaced.
+    """
+    path = path.resolve()
+    if mode is None:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
@@ -51,6 +58,7 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 @contextmanager
 def replaced_at_once(path: Path) -> Iterator[Path]:
     """A copy of a file to work on, which takes its place in one step when all is done, and never if that fails."""
+    path = path.resolve()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
         copy = Path(shutil.copy2(path, folder))
         yield copy

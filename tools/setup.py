@@ -70,17 +70,16 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "busybox-static",
         "dnsmasq-base",
         "e2fsprogs",
-        "genisoimage",
-        "libvirt-clients",
         "libvirt-daemon",
         "libvirt-daemon-driver-qemu",
         "libvirt-daemon-system",
         "qemu-system-x86",
         "qemu-utils",
-        "xsltproc",
     ),
 }
 
+LIBVIRT = ("genisoimage", "libvirt-clients", "xsltproc")
+"""What the plugin that makes machines runs beside: mkisofs for first-boot data, xsltproc, and virsh to shut down."""
 BROWSER = ("chromium-driver", "libnss3-tools")
 """What the tests of the web mail need beside: a real browser, and how it is told whom to believe."""
 
@@ -256,9 +255,9 @@ def _installed(packages: Sequence[str]) -> set[str]:
     return {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
 
 
-def debian_packages(machines: str, *, browser: bool = False) -> None:
+def debian_packages(machines: str, *, libvirt: bool = False, browser: bool = False) -> None:
     """Installs the Debian packages that are missing, and starts and enables nothing."""
-    packages = [*wanted(PACKAGES, machines), *(BROWSER if browser else ())]
+    packages = [*wanted(PACKAGES, machines), *(LIBVIRT if libvirt else ()), *(BROWSER if browser else ())]
     try:
         import ensurepip  # noqa: F401
     except ImportError:
@@ -510,7 +509,7 @@ def set_up(machines: str, *, libvirt: bool = False, browser: bool = False) -> di
     if wrong := problems(Machine.here(), machines):
         raise SetupFailed("this machine will not do:\n" + "\n".join(f"  {line}" for line in wrong))
     with one_at_a_time():
-        debian_packages(machines, browser=browser)
+        debian_packages(machines, libvirt=libvirt, browser=browser)
         venv = python_environment()
         with _images_beside(venv, machines):
             programs, home = pulumi(("command", "libvirt") if libvirt else ("command",))

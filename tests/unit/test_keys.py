@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from cryptography import x509
 
-from model.keys import Keys, PrivateKeys, PublicKeys
+from model.checks import missing_keys
+from model.keys import HostPublicKeys, Keys, PrivateKeys, PublicKeys
 from model.stack import Stack
-from ops.keys import KeyRing, certificate_serves, complete, rspamd_base32
+from ops.keys import KeyRing, certificate_serves, certificates_without_names, certifies, complete, rspamd_base32
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,46 @@ def test_a_new_name_renews_the_certificate_and_keeps_the_key(stack: Stack, ring:
     renamed = complete(stack.model_copy(update={"service": service}), *halves(ring))
     assert renamed.made == ["certificate of maildrop-oak", "certificate of maildrop-elm"]
     assert renamed.private["hosts"] == ring.private["hosts"]
+
+
+def test_public_halves_that_are_lost_are_made_again_from_the_private_ones(stack: Stack, ring: KeyRing) -> None:
+    public, private = halves(ring)
+    again = complete(stack, PublicKeys(), private)
+    assert again.private == ring.private
+    for half in ("dkim", "rspamd"):
+        assert again.public[half] == ring.public[half]
+    authority = again.public["authority"]
+    assert certifies(authority, private.authority)
+    for name, host in again.public["hosts"].items():
+        assert host["ssh"] == public.hosts[name].ssh
+        assert certifies(host["certificate"], private.hosts[name].tls)
+        assert certificate_serves(host["certificate"], stack.certificate_names(stack.all_hosts[name]), authority)
+    assert complete(stack, *halves(again)).made == []
+
+
+def test_a_public_half_of_another_key_gives_way_to_the_private_one(stack: Stack, ring: KeyRing) -> None:
+    public, private = halves(ring)
+    mixed = public.model_copy(update={"hosts": {**public.hosts, "smtp-in-oak": public.hosts["smtp-in-elm"]}})
+    again = complete(stack, mixed, private)
+    assert again.made == ["public half of the SSH host key of smtp-in-oak", "certificate of smtp-in-oak"]
+    assert again.public["hosts"]["smtp-in-oak"]["ssh"] == public.hosts["smtp-in-oak"].ssh
+
+
+def test_a_key_of_which_a_half_is_missing_counts_as_missing(stack: Stack, ring: KeyRing) -> None:
+    public = PublicKeys.model_validate(ring.public)
+    domain = stack.sending_domains[0]
+    spoilt = public.model_copy(
+        update={
+            "hosts": {**public.hosts, "smtp-in-oak": HostPublicKeys(ssh="", certificate="")},
+            "dkim": {**public.dkim, domain: dict.fromkeys(public.dkim[domain], "")},
+            "rspamd": "",
+        }
+    )
+    stack = stack.model_copy(update={"keys": Keys(public=spoilt)})
+    said = {problem.path for problem in missing_keys(stack)}
+    assert {"keys.public.hosts.smtp-in-oak", "keys.public.rspamd"} <= said
+    assert f"keys.public.dkim.{domain}.{stack.dkim.selector}" in said
+    assert list(certificates_without_names(stack)) == []
 
 
 def test_certificates_carry_every_name_that_a_host_serves(stack: Stack, ring: KeyRing) -> None:

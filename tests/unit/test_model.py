@@ -163,6 +163,11 @@ def test_an_address_as_an_account_is_refused_with_what_to_do(config: dict[str, A
     ]
 
 
+def test_a_machines_password_that_cannot_be_hashed_is_refused(config: dict[str, Any]) -> None:
+    config["machine_users"]["doors"]["password"] = "ü" * 36 + "x"
+    assert problems_of(config) == ["machine_users.doors.password: has more than 72 bytes: bcrypt hashes no more"]
+
+
 def test_hosts_are_named_after_their_role_and_site(stack: Stack) -> None:
     assert stack.all_hosts["smtp-in-oak"].fqdn == "smtp-in.oak.net.hill.example"
 

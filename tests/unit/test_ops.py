@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -40,6 +42,52 @@ def test_a_wrong_stack_file_ends_in_one_message(project: Path, capsys: pytest.Ca
     assert not (project / "out").exists()
 
 
+@pytest.mark.parametrize("words", [("down", "--without=elm", "--yes"), ("refresh", "--adopt=hill.example/MX")])
+def test_a_command_refuses_a_word_that_it_does_not_go_by(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("Pulumi was asked")))
+    command, *flags = words
+    assert main([command, "x", *flags]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"make {command} does not go by it" in said
+
+
+@pytest.mark.parametrize(
+    ("stack", "key", "secret", "said"),
+    [
+        ("x", "posthorn", "c2VjcmV0", "KEY=posthorn: no server under dns.servers takes updates by such a key"),
+        ("x", "posthorn-lab", "hunter2", "that is no secret of a TSIG key"),
+        ("x", "posthorn-lab", "", "that is no secret of a TSIG key"),
+        ("x", "posthorn-lab", "schlüssel", "that is no secret of a TSIG key"),
+        ("y", "posthorn-lab", "c2VjcmV0", "there is no such file"),
+    ],
+)
+def test_a_tsig_secret_that_could_never_be_used_is_not_stored(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stack: str,
+    key: str,
+    secret: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("Pulumi was asked")))
+    monkeypatch.setattr("sys.stdin", io.StringIO(secret + "\n"))
+    assert main(["tsig", stack, "--key", key]) == 1
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_tsig_key_is_stored_by_the_name_that_the_stack_knows_it_by(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = Mock(return_value=subprocess.CompletedProcess([], 0, "", ""))
+    monkeypatch.setattr(subprocess, "run", done)
+    monkeypatch.setattr("sys.stdin", io.StringIO("c2VjcmV0\n"))
+    assert main(["tsig", "x", "--key", "Posthorn-Lab."]) == 0
+    assert json.loads(done.call_args.kwargs["input"])["tsig"] == {"posthorn-lab": "c2VjcmV0"}
+
+
 def test_a_stack_that_is_not_there_is_said_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "y"]) == 1
     assert "there is no such file" in capsys.readouterr().out
@@ -70,9 +118,7 @@ def test_rendering_leaves_a_folder_alone_that_holds_other_things(project: Path, 
         render_stack(stack, project / "out")
 
 
-def test_a_site_that_is_left_out_takes_every_resource_with_it(stack: Stack) -> None:
-    arguments = running.excluded(stack, ["elm"])
-    assert {"--exclude=**::elm-*", "--exclude=**::smtp-in-elm", "--exclude=**::maildrop-elm-*"} <= set(arguments)
+def test_only_a_site_that_there_is_can_be_left_out(stack: Stack) -> None:
     with pytest.raises(running.OperatorError, match="the stack has no such site"):
         running.excluded(stack, ["elk"])
 
@@ -147,7 +193,60 @@ def test_machines_are_made_anew_for_another_debian_one_at_a_time(keyed_config: d
     assert running.anew_at_once(parse("lab", "f", config), running_on_12) == []
     config["service"]["release"] = 13
     assert running.anew_at_once(parse("lab", "f", config), running_on_12) == [
-        "maildrop-oak, maildrop-elm, smtp-in-ash would be made anew at once for another Debian:"
+        "maildrop-oak, maildrop-elm, smtp-in-ash would be made anew in one run for another Debian:"
         " one at a time (docs/upgrade-12-to-13.md)"
     ]
     assert running.anew_at_once(parse("lab", "f", config), {"deployment": None}) == []
+
+
+def test_a_data_disk_that_will_not_grow_by_itself_is_told_with_the_way_to_do_it(keyed_config: dict[str, Any]) -> None:
+    config = json.loads(json.dumps(keyed_config))
+    sizes = {"smtp-in-oak": 4, "smtp-in-elm": 1, "smtp-out-oak": 8}
+    resources = [{"urn": f"urn::{host}-data", "outputs": {"size": 4.0 * 2**30}} for host in sizes]
+    for host, size in sizes.items():
+        config["hosts"][host]["machine"]["data_disk"] = size
+    said = sorted(running.disks_as_they_were(parse("lab", "f", config), {"deployment": {"resources": resources}}))
+    assert said == [
+        "the data disk of smtp-in-elm has 4 GiB and stays so, though machine.data_disk says 1: a disk is never made"
+        " smaller",
+        "the data disk of smtp-out-oak has 4 GiB and stays so, though machine.data_disk says 8: to grow it,"
+        " virsh blockresize smtp-out-oak vdb 8G on its hypervisor, then resize2fs /dev/vdb on smtp-out-oak,"
+        " then make refresh STACK=lab",
+    ]
+
+
+@pytest.mark.parametrize("backend", ["file:///backend", None])
+def test_what_a_killed_run_left_is_found_whatever_chose_the_back_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str | None
+) -> None:
+    def process(pid: int, name: str, parent: int, **variables: str | None) -> None:
+        folder = tmp_path / str(pid)
+        folder.mkdir()
+        (folder / "comm").write_text(f"{name}\n")
+        (folder / "stat").write_text(f"{pid} ({name}) S {parent} 0")
+        lines = [f"{key}={value}" for key, value in variables.items() if value is not None]
+        (folder / "environ").write_text("\0".join([*lines, ""]))
+
+    monkeypatch.setenv("PULUMI_HOME", "/home")
+    monkeypatch.delenv("PULUMI_BACKEND_URL", raising=False)
+    if backend:
+        monkeypatch.setenv("PULUMI_BACKEND_URL", backend)
+    process(10, "pulumi-resource", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    process(11, "pulumi-resource", 99, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    process(12, "pulumi-resource", 1, PULUMI_HOME="/elsewhere", PULUMI_BACKEND_URL=backend)
+    process(13, "pulumi-resource", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL="file:///other")
+    process(14, "postfix", 1, PULUMI_HOME="/home", PULUMI_BACKEND_URL=backend)
+    assert list(running.orphans(tmp_path)) == [(10, "pulumi-resource")]
+
+
+def test_a_password_is_hashed_whole_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    for password, status in (("ü" * 36, 0), ("ü" * 36 + "x", 1)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(password + "\n"))
+        assert main(["password"]) == status
+        said = capsys.readouterr().out
+        if status == 0:
+            assert re.fullmatch(r"\{BLF-CRYPT\}\$2b\$12\$[./A-Za-z0-9]{53}\n", said)
+    assert "a password has at most 72 bytes" in " ".join(said.split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from pulumi.runtime import mocks, settings
 
 from model.load import parse
 from model.stack import Stack
+from ops.pulumi import excluded
 
 
 class Recorder(mocks.Mocks):
@@ -65,6 +68,14 @@ def existing(keyed_config: dict[str, Any]) -> Stack:
     return parse("lab", "Pulumi.lab.yaml", config)
 
 
+def with_pins(keyed_config: dict[str, Any]) -> dict[str, Any]:
+    """The lab's configuration with hypervisors whose host keys are pinned."""
+    config: dict[str, Any] = json.loads(json.dumps(keyed_config))
+    for site in config["sites"].values():
+        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+    return config
+
+
 def test_a_host_is_pushed_with_two_commands(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
     stack = existing(keyed_config)
     build(stack)
@@ -114,10 +125,7 @@ def test_an_rrset_is_taken_over_only_where_it_was_said(
 def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     recorder: Recorder, keyed_config: dict[str, Any]
 ) -> None:
-    config = json.loads(json.dumps(keyed_config))
-    for site in config["sites"].values():
-        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
-    stack = parse("lab", "Pulumi.lab.yaml", config)
+    stack = parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config))
     build(stack)
     assert set(recorder.of_type("domain:Domain")) == set(stack.hosts)
     volumes = recorder.of_type("volume:Volume")
@@ -125,10 +133,71 @@ def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     assert all(volumes[f"{host}-data"].inputs["name"] == f"{host}-data" for host in stack.hosts)
 
 
-def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
-    config = json.loads(json.dumps(keyed_config))
+def test_no_machine_is_touched_before_the_site_before_serves_again(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    stack = parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config))
+    build(stack)
+    when = {args.name: index for index, args in enumerate(recorder.made) if args.custom}
+    sites = [[host.name for host in stack.hosts_at(site)] for site in reversed(stack.sites)]
+    for before, after in itertools.pairwise(sites):
+        assert max(when[f"{host}-files"] for host in before) < min(when[f"{host}-system"] for host in after)
+
+
+def test_no_site_waits_for_one_that_is_left_out(
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.host import HostConfiguration
+    from components.platform import WITHOUT
+
+    waited_for: dict[str, set[str]] = {}
+
+    class Noting(HostConfiguration):
+        def __init__(self, name: str, **arguments: Any) -> None:
+            waited_for[name] = {resource._name for resource in arguments["opts"].depends_on}
+            super().__init__(name, **arguments)
+
+    monkeypatch.setattr("components.platform.HostConfiguration", Noting)
+    monkeypatch.setenv(WITHOUT, "elm")
+    stack = existing(keyed_config)
+    build(stack)
+    ash = {host.name for host in stack.hosts_at("ash")}
+    assert all(waited_for[host.name] == ash for site in ("oak", "elm") for host in stack.hosts_at(site))
+
+
+def test_a_machine_that_was_switched_off_is_pushed_to_again(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    build(parse("lab", "Pulumi.lab.yaml", with_pins(keyed_config)))
+    pushed = recorder.of_type("remote:Command")["smtp-in-oak-files"]
+    # The ids that mocks give to its system disk and to itself.
+    assert pushed.inputs["triggers"] == ["smtp-in-oak-system-id smtp-in-oak-id"]
+
+
+def matches(urn: str, exclusions: list[str]) -> bool:
+    """Whether arguments leave a resource out, by Pulumi's globs: ** is any text, * any without a colon."""
+    globs = [argument.removeprefix("--exclude=") for argument in exclusions]
+    parts = ([re.escape(part).replace(r"\*", "[^:]*") for part in glob.split("**")] for glob in globs)
+    return any(re.fullmatch(".*".join(part), urn) for part in parts)
+
+
+def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites(
+    recorder: Recorder, keyed_config: dict[str, Any]
+) -> None:
+    # The stack is called like a site, and another site begins like it.
+    renamed = json.dumps(with_pins(keyed_config)).replace("-ash", "-elm-b").replace('"ash"', '"elm-b"')
+    config = json.loads(renamed)
     for site in config["sites"].values():
-        site["hypervisor"]["uri"] += "?knownhosts=/etc/ssh/ssh_known_hosts"
+        site["hypervisor"]["images"]["12"] |= {"kernel": "/k", "initrd": "/i"}
+    stack = parse("elm", "Pulumi.elm.yaml", config)
+    build(stack)
+    urns = [f"urn:pulumi:elm::posthorn::posthorn:index:Platform${args.typ}::{args.name}" for args in recorder.made]
+    left_out = {site: [urn for urn in urns if matches(urn, excluded(stack, [site]))] for site in stack.sites}
+    placed = re.compile("libvirt|remote:Command|:(Hypervisor|Machine|HostConfiguration)::")
+    assert sorted(itertools.chain(*left_out.values())) == sorted(urn for urn in urns if placed.search(urn))
+    assert all("elm-b" in urn.rpartition("::")[2] for urn in left_out["elm-b"])
+
+
+def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
+    config = with_pins(keyed_config)
     build(parse("lab", "Pulumi.lab.yaml", config))
     before = recorder.of_type("domain:Domain")["smtp-in-oak"].inputs
     config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
@@ -140,3 +209,13 @@ def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config
 def test_a_hypervisor_over_ssh_without_pinned_host_keys_is_refused(recorder: Recorder, keyed_stack: Stack) -> None:
     with pytest.raises(ValueError, match="say knownhosts=FILE"):
         build(keyed_stack)
+
+
+def test_a_machine_is_shut_down_by_the_libvirt_that_the_provider_goes_by() -> None:
+    from components.machine import shut_down_command
+
+    far = "qemu+tls://hv.example.org/system?pkipath=/etc/pki/our keys"
+    assert f"export LIBVIRT_DEFAULT_URI='{far}';" in shut_down_command(far, "smtp-in-oak")[-1]
+    by_ssh = shut_down_command("qemu+ssh://root@hv.example.org/system?knownhosts=/k", "smtp-in-oak")
+    assert by_ssh[0] == "ssh"
+    assert "LIBVIRT_DEFAULT_URI=qemu:///system;" in by_ssh[-1]

@@ -50,3 +50,11 @@ def test_who_only_renders_and_tests_needs_no_root() -> None:
 def test_a_restricted_container_is_told_so() -> None:
     (said,) = setup.problems(replace(GOOD, can_isolate=False), "containers")
     assert "namespaces cannot be made here" in said
+
+
+def test_what_the_plugin_of_libvirt_runs_is_installed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "_installed", lambda packages: set(packages) - {"xsltproc", "libvirt-clients"})
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    setup.debian_packages("")
+    with pytest.raises(setup.SetupFailed, match="are missing: apt-get install libvirt-clients xsltproc"):
+        setup.debian_packages("", libvirt=True)

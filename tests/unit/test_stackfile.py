@@ -48,3 +48,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_stack_file_stays_as_private_as_it_was_and_where_it_was(stack_file: Path) -> None:
+    stack_file.chmod(0o600)
+    link = stack_file.with_name("Pulumi.y.yaml")
+    link.symlink_to(stack_file.name)
+    set_public_keys(link, {"authority": "abc"})
+    assert link.is_symlink()
+    assert "authority: abc" in stack_file.read_text()
+    assert stat.S_IMODE(stack_file.stat().st_mode) == 0o600

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -72,6 +73,23 @@ def test_a_machine_is_upgraded_and_the_mail_in_its_queue_comes_from_the_new_one(
     assert f"{host}-data" not in printed, "the disk that is kept is left alone"
     assert lab.run(host, "sh", "-c", ". /etc/os-release; echo $VERSION_ID").stdout.strip() == "13"
     assert in_mailbox(lab, "ann", id_of(text))
+
+
+def test_machines_are_switched_off_site_by_site_and_a_data_disk_is_left_as_it_is(state: State) -> None:
+    def larger(config: dict[str, Any]) -> None:
+        for host in VIRTUAL:
+            config["hosts"][host]["machine"] |= {"memory": 640, "data_disk": 2}
+
+    Lab(state).change(larger)
+    printed = ops(state, "up", "lab-vms", "--yes")
+    assert "the data disk of smtp-in-elm has 1 GiB and stays so, though machine.data_disk says 2" in printed
+    assert "was not shut down cleanly" not in printed
+    lines = printed.splitlines()
+    # Elm comes before oak: the least preferred site first.
+    served = next(index for index, line in enumerate(lines) if "smtp-in-elm-files created" in line)
+    switched_off = next(index for index, line in enumerate(lines) if "Domain maildrop-oak " in line)
+    assert served < switched_off
+    assert vms.states(state) == dict.fromkeys(VIRTUAL, "running")
 
 
 def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(state: State) -> None:
