@@ -159,6 +159,10 @@ def aliases_do_not_loop(stack: Stack) -> Iterator[Problem]:
         for local in settings.aliases:
             if found := circle((f"{local}@{domain}",)):
                 yield Problem(f"domains.{domain}.aliases.{local}", f"leads in a circle: {' → '.join(found)}")
+    # Every domain has a postmaster and an abuse that lead there, whether its aliases name them or not.
+    postmaster = stack.service.postmaster.address
+    if postmaster and (found := circle((postmaster,))):
+        yield Problem("service.postmaster", f"leads in a circle: {' → '.join(found)}")
 
 
 def equal_domains_exist(stack: Stack) -> Iterator[Problem]:

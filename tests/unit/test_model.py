@@ -60,6 +60,17 @@ def test_aliases_that_lead_in_a_circle_are_refused(config: dict[str, Any]) -> No
     ]
 
 
+def test_a_postmaster_who_leads_back_to_the_postmaster_is_refused(config: dict[str, Any]) -> None:
+    config["service"]["postmaster"] = "postmaster@hill.example"
+    circle = "leads in a circle: postmaster@hill.example → postmaster@hill.example"
+    assert problems_of(config) == [f"service.postmaster: {circle}"]
+    config["service"]["postmaster"] = "abuse@moor.example"
+    circle = "leads in a circle: abuse@moor.example → abuse@moor.example"
+    assert problems_of(config) == [f"service.postmaster: {circle}"]
+    config["domains"]["hill.example"]["aliases"]["abuse"] = "ben"
+    assert parse("lab", "Pulumi.lab.yaml", config).accepts("postmaster@dale.example")
+
+
 def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
     config["hosts"]["smtp-in-oak"]["addresses"]["public"][0] = "198.51.100.77"
     config["domains"]["hill.example"]["aliases"]["a"] = "carl"
