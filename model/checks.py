@@ -209,6 +209,12 @@ def challenges_can_be_answered(stack: Stack) -> Iterator[Problem]:
         )
 
 
+def the_service_can_write(stack: Stack) -> Iterator[Problem]:
+    if not stack.sending_domains:
+        message = "none of them sends: bounces and forwarded mail need one to leave from, so leave sends: false out of one"
+        yield Problem("domains", message)
+
+
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
     for kind, senders in (("accounts", stack.accounts), ("machine_users", stack.machine_users)):
         for name, sender in senders.items():
@@ -255,6 +261,7 @@ CHECKS: tuple[Check, ...] = (
     zones_have_servers,
     the_world_can_verify_what_is_demanded,
     challenges_can_be_answered,
+    the_service_can_write,
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,

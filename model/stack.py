@@ -145,8 +145,7 @@ class Stack(StackFile):
     @property
     def own_domain(self) -> str:
         """The domain that the service itself writes from and signs for: its own, where that may send."""
-        senders = self.sending_domains or tuple(self.domains)
-        return self.domain if self.domain in senders else senders[0]
+        return self.domain if self.domain in self.sending_domains else self.sending_domains[0]
 
     def public_name(self, service: str) -> str:
         """The public name of smtp_in, smtp_out, imap, webmail or frontend."""

@@ -71,6 +71,12 @@ def test_a_postmaster_who_leads_back_to_the_postmaster_is_refused(config: dict[s
     assert parse("lab", "Pulumi.lab.yaml", config).accepts("postmaster@dale.example")
 
 
+def test_a_stack_none_of_whose_domains_sends_is_refused(config: dict[str, Any]) -> None:
+    for domain in config["domains"].values():
+        domain["sends"] = False
+    assert any(problem.startswith("domains: none of them sends") for problem in problems_of(config))
+
+
 def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
     config["hosts"]["smtp-in-oak"]["addresses"]["public"][0] = "198.51.100.77"
     config["domains"]["hill.example"]["aliases"]["a"] = "carl"
