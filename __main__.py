@@ -6,7 +6,7 @@ import pulumi
 
 from components.platform import Platform
 from model.base import StackError
-from model.checks import missing_keys
+from model.checks import missing_keys, missing_secrets
 from model.load import PROJECT, parse
 from model.stack import Stack, StackFile
 from services.zones import record_problems
@@ -23,7 +23,7 @@ def configured_stack() -> Stack:
     source = f"Pulumi.{name}.yaml"
     try:
         stack = parse(name, source, {key: value for key, value in values.items() if value is not None})
-        if problems := [*missing_keys(stack), *record_problems(stack)]:
+        if problems := [*missing_keys(stack), *missing_secrets(stack), *record_problems(stack)]:
             raise StackError(source, problems)
     except StackError as error:
         raise pulumi.RunError(str(error)) from None

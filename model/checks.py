@@ -211,7 +211,9 @@ def challenges_can_be_answered(stack: Stack) -> Iterator[Problem]:
 
 def the_service_can_write(stack: Stack) -> Iterator[Problem]:
     if not stack.sending_domains:
-        message = "none of them sends: bounces and forwarded mail need one to leave from, so leave sends: false out of one"
+        message = (
+            "none of them sends: bounces and forwarded mail need one to leave from, so leave sends: false out of one"
+        )
         yield Problem("domains", message)
 
 
@@ -281,10 +283,7 @@ def all_problems(stack: Stack) -> list[Problem]:
 
 
 def missing_keys(stack: Stack) -> list[Problem]:
-    """What ``make keys`` has not made yet. Checked before a push, not before rendering.
-
-    Private halves are looked at only where they could be decrypted.
-    """
+    """What ``make keys`` has not made yet, of what stands in clear. Checked before a push, not before rendering."""
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
     problems += [Problem(f"keys.public.hosts.{name}", advice) for name in stack.hosts if name not in public.hosts]
@@ -294,13 +293,31 @@ def missing_keys(stack: Stack) -> list[Problem]:
                 problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))
     if not stack.access.operators:
         problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))
-    if stack.keys.private is not None:
-        for host in stack.all_hosts.values():
-            if stack.acme_names(host) and host.fqdn not in stack.keys.private.tsig:
-                problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))
-        for name, server in stack.dns.servers.items():
-            if server.key not in stack.keys.private.tsig:
-                problems.append(
-                    Problem(f"dns.servers.{name}.key", f"no secret for {server.key}: run make tsig STACK={stack.name}")
-                )
+    return sorted(problems)
+
+
+def missing_secrets(stack: Stack) -> list[Problem]:
+    """Private halves that a push needs: without one, a placeholder would be pushed in its place.
+
+    Only the program that pushes can tell, since it has them decrypted.
+    """
+    private, advice = stack.keys.private, f"is missing: run make keys STACK={stack.name}"
+    if private is None:
+        lost = f"is missing: take it from an earlier commit, or run make keys STACK={stack.name}, which makes new keys"
+        return [Problem("keys.private", lost)]
+    names = ("rspamd", "srs", "session", "replication", "version_key")
+    problems = [Problem(f"keys.private.{name}", advice) for name in names if not getattr(private, name)]
+    for host in stack.all_hosts.values():
+        pair = private.hosts.get(host.name)
+        if pair is None or not pair.ssh or not pair.tls:
+            problems.append(Problem(f"keys.private.hosts.{host.name}", advice))
+        if stack.acme_names(host) and host.fqdn not in private.tsig:
+            problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))
+    for domain in stack.sending_domains:
+        if not private.dkim.get(domain, {}).get(stack.dkim.selector):
+            problems.append(Problem(f"keys.private.dkim.{domain}.{stack.dkim.selector}", advice))
+    for name, server in stack.dns.servers.items():
+        if server.key not in private.tsig:
+            message = f"no secret for {server.key}: run make tsig STACK={stack.name} KEY={server.key}"
+            problems.append(Problem(f"dns.servers.{name}.key", message))
     return sorted(problems)
