@@ -87,6 +87,14 @@ def addresses_are_unique(stack: Stack) -> Iterator[Problem]:
                 seen.setdefault(address, path)
 
 
+def operators_reach_every_host(stack: Stack) -> Iterator[Problem]:
+    for version in (4, 6):
+        hosts = [host.name for host in stack.all_hosts.values() if host.management_address.version == version]
+        if hosts and not any(network.version == version for network in stack.access.ssh_from):
+            message = f"names no network of IPv{version}, over which {', '.join(hosts)} would be reached: add yours"
+            yield Problem("access.ssh_from", f"{message}, or put their local address of the other family first")
+
+
 def prefixes_do_not_overlap(stack: Stack) -> Iterator[Problem]:
     for (one, first), (other, second) in combinations(stack.sites.items(), 2):
         for a in first.local.prefixes:
@@ -257,6 +265,7 @@ CHECKS: tuple[Check, ...] = (
     machines_are_clear,
     addresses_are_inside_their_prefix,
     addresses_are_unique,
+    operators_reach_every_host,
     prefixes_do_not_overlap,
     roles_are_placed,
     equal_domains_exist,

@@ -42,6 +42,15 @@ def test_two_hosts_with_one_address_are_refused(config: dict[str, Any]) -> None:
     ]
 
 
+def test_hosts_that_no_operator_could_reach_are_named(config: dict[str, Any]) -> None:
+    config["access"]["ssh_from"] = ["198.19.0.0/24"]
+    config["hosts"]["smtp-in-oak"]["addresses"]["local"].reverse()
+    assert problems_of(config) == [
+        "access.ssh_from: names no network of IPv6, over which smtp-in-oak would be reached: add yours,"
+        " or put their local address of the other family first"
+    ]
+
+
 def test_an_alias_to_nowhere_is_refused(config: dict[str, Any]) -> None:
     config["domains"]["hill.example"]["aliases"] |= {"a": "carl", "b": "nobody@moor.example"}
     assert problems_of(config) == [
