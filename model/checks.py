@@ -69,6 +69,35 @@ def addresses_are_inside_their_prefix(stack: Stack) -> Iterator[Problem]:
                 yield Problem(f"hosts.{name}.addresses.{kind}", "at most one address of each family")
 
 
+def gateways_are_reached(stack: Stack) -> Iterator[Problem]:
+    for site_name, site in stack.sites.items():
+        for kind, network in (("local", site.local), ("public", site.public)):
+            if network is None:
+                continue
+            path, prefixes = f"sites.{site_name}.{kind}.gateways", ", ".join(map(str, network.prefixes))
+            for index, gateway in _outside(network.gateways, network):
+                # A router may be known by its link-local address alone (RFC 4861 section 6.1.2).
+                if not gateway.is_link_local:
+                    yield Problem(f"{path}[{index}]", f"{gateway} is in none of the prefixes beside it ({prefixes})")
+            versions = [gateway.version for gateway in network.gateways]
+            if len(versions) != len(set(versions)):
+                yield Problem(path, "at most one gateway of each family: hosts would get two default routes")
+
+
+def public_addresses_have_a_way(stack: Stack) -> Iterator[Problem]:
+    public = [host for host in stack.all_hosts.values() if host.machine and host.addresses.public]
+    for host in public:
+        if host.machine and host.machine.interfaces < 2:
+            message = "its public addresses need the second interface: say 2, or leave it out"
+            yield Problem(f"hosts.{host.name}.machine.interfaces", message)
+    for index, network in enumerate(stack.access.ssh_from):
+        if network.prefixlen == 0 and public:
+            message = f"{network} is everywhere: name the networks that operators come from, since hosts with public"
+            yield Problem(
+                f"access.ssh_from[{index}]", f"{message} addresses route what is said here to their local side"
+            )
+
+
 def addresses_are_unique(stack: Stack) -> Iterator[Problem]:
     seen: dict[IPAddress, str] = {}
     for site_name, site in stack.sites.items():
@@ -264,6 +293,8 @@ CHECKS: tuple[Check, ...] = (
     hosts_are_at_known_sites,
     machines_are_clear,
     addresses_are_inside_their_prefix,
+    gateways_are_reached,
+    public_addresses_have_a_way,
     addresses_are_unique,
     operators_reach_every_host,
     prefixes_do_not_overlap,

@@ -51,6 +51,30 @@ def test_hosts_that_no_operator_could_reach_are_named(config: dict[str, Any]) ->
     ]
 
 
+def test_gateways_are_inside_their_prefixes_and_one_of_each_family(config: dict[str, Any]) -> None:
+    config["sites"]["oak"]["public"]["gateways"][0] = "198.51.100.17"
+    config["sites"]["elm"]["public"]["gateways"][1] = "fe80::1"
+    config["sites"]["elm"]["local"]["gateways"].append("198.18.2.2")
+    assert problems_of(config) == [
+        "sites.elm.local.gateways: at most one gateway of each family: hosts would get two default routes",
+        "sites.oak.public.gateways[0]: 198.51.100.17 is in none of the prefixes beside it"
+        " (198.51.100.0/28, 2001:db8:2:1::/64)",
+    ]
+
+
+def test_public_addresses_need_an_interface_and_routes_of_their_own(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"]["machine"]["interfaces"] = 1
+    config["access"]["ssh_from"] += ["::/0"]
+    assert [problem.partition(":")[0] for problem in problems_of(config)] == [
+        "access.ssh_from[2]",
+        "hosts.smtp-in-oak.machine.interfaces",
+    ]
+    for host in config["hosts"].values():
+        host["existing"] = {"host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ"}
+        del host["machine"]
+    assert parse("lab", "Pulumi.lab.yaml", config)
+
+
 def test_an_alias_to_nowhere_is_refused(config: dict[str, Any]) -> None:
     config["domains"]["hill.example"]["aliases"] |= {"a": "carl", "b": "nobody@moor.example"}
     assert problems_of(config) == [
