@@ -283,6 +283,21 @@ def relay_clients_have_a_user(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"machine_users.{users[0]}.hosts", f"{name} has not the role relay-client")
 
 
+def scores_rise(stack: Stack) -> Iterator[Problem]:
+    scores = stack.filter.scores
+    if not scores.greylist <= scores.tag <= scores.reject:
+        told = f"greylist {scores.greylist}, tag {scores.tag}, reject {scores.reject}"
+        yield Problem("filter.scores", f"{told}: none of them may be above the next")
+    if scores.reject <= 0:
+        yield Problem("filter.scores.reject", "must be above 0, the score of a mail with nothing to be said against it")
+
+
+def machines_start_with_a_resolver(stack: Stack) -> Iterator[Problem]:
+    if not stack.dns.resolver.bootstrap and any(host.machine for host in stack.all_hosts.values()):
+        message = "names no resolver, and VMs need one to install packages with: write the address of one they reach"
+        yield Problem("dns.resolver.bootstrap", message)
+
+
 def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
     if not stack.gateways:
         yield Problem("gateways", "none named: SPF has to list the addresses that smtp-out is seen by")
@@ -307,6 +322,8 @@ CHECKS: tuple[Check, ...] = (
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,
+    scores_rise,
+    machines_start_with_a_resolver,
 )
 """In this order: a check may rely on those before it only to be silent, never to be right."""
 

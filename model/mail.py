@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part
 
@@ -63,6 +63,17 @@ SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$
 Secret = SecretStr
 
 
+def _one_line(value: SecretStr) -> SecretStr:
+    """A password that a line of a file can hold. The message never shows it."""
+    text = value.get_secret_value()
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("must be one line, without spaces at its ends: a longer one would say more than a password")
+    return value
+
+
+Password = Annotated[SecretStr, AfterValidator(_one_line)]
+
+
 class Domain(Frozen):
     """A domain that the stack takes mail for.
 
@@ -99,7 +110,7 @@ class MachineUser(Frozen):
     The hosts need the password itself, so it stands here as a Pulumi secret.
     """
 
-    password: Secret
+    password: Password
     """The password itself, as a Pulumi secret: the hosts need it."""
     mail_from: DnsName
     """The domain of the envelope sender."""

@@ -11,6 +11,9 @@ from model.base import StackError
 from model.load import load, parse
 from model.network import mac_address
 from model.stack import Stack
+from ops.keys import new_authority
+
+OPERATOR = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "J"
 
 
 def problems_of(config: dict[str, Any]) -> list[str]:
@@ -108,6 +111,62 @@ def test_a_stack_none_of_whose_domains_sends_is_refused(config: dict[str, Any]) 
     for domain in config["domains"].values():
         domain["sends"] = False
     assert any(problem.startswith("domains: none of them sends") for problem in problems_of(config))
+
+
+def spoilt(config: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """The configuration with one value in place of another, or beside the others."""
+    *folders, name = path.split(".")
+    place = config
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("filter.scores", {"greylist": 20, "tag": 10}, "filter.scores: greylist 20.0, tag 10.0, reject 15.0: none"),
+        ("filter.scores", {"greylist": -2, "tag": -1, "reject": 0}, "filter.scores.reject: must be above 0"),
+        ("filter.scores", {"reject": float("inf")}, "filter.scores.reject: "),
+        ("limits.message_rate", 0, "limits.message_rate: "),
+        ("limits.message_size", 0, "limits.message_size: "),
+        ("limits.connections", -5, "limits.connections: "),
+        ("limits.sieve_processes", 0, "limits.sieve_processes: "),
+        ("dns.servers.lab.port", 0, "dns.servers.lab.port: "),
+        ("dns.resolver.bootstrap", [], "dns.resolver.bootstrap: names no resolver, and VMs need one"),
+        ("access.operators", ["nonsense"], "access.operators[0]: must be an SSH public key"),
+        ("access.operators", [OPERATOR[:-8] + " me"], "access.operators[0]: must be an SSH public key"),
+        ("access.operators", [OPERATOR.replace("ed25519", "rsa")], "access.operators[0]: must be an SSH public key"),
+        ("access.operators", [f"{OPERATOR}\n{OPERATOR}"], "access.operators[0]: must be an SSH public key"),
+        ("service.authorities", ["nonsense"], "service.authorities[0]: must be certificates in PEM"),
+        ("machine_users.doors.password", "one\nstack root:x", "machine_users.doors.password: must be one line"),
+        ("machine_users.doors.password", "", "machine_users.doors.password: must be one line"),
+    ],
+)
+def test_a_value_that_no_daemon_should_get_is_refused(
+    config: dict[str, Any], path: str, value: object, told: str
+) -> None:
+    problems = problems_of(spoilt(config, path, value))
+    assert [problem for problem in problems if problem.startswith(told)] == problems != []
+
+
+@pytest.mark.parametrize("replies", ["[[", "127.0.0", "127.0.0.[2..]", "127.0.0.[11..2]", "127.0.0.256", "127.0.0.2 x"])
+def test_replies_of_a_blocklist_that_postfix_could_not_read_are_refused(config: dict[str, Any], replies: str) -> None:
+    config["filter"]["dnsbl"][0]["replies"] = replies
+    assert [problem.partition(" tells")[0] for problem in problems_of(config)] == [
+        f"filter.dnsbl[0].replies: {replies!r}"
+    ]
+
+
+def test_replies_and_keys_of_every_form_are_taken(config: dict[str, Any]) -> None:
+    config["filter"]["dnsbl"][0]["replies"] = "127.0.[0;1].[2..11;14]"
+    config["access"]["operators"] = [f" {OPERATOR} me, at home\n"]
+    config["service"]["authorities"] = [new_authority("world")[0].rstrip()]
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    assert stack.access.operators == (f"{OPERATOR} me, at home",)
+    # Texts that follow one another in a file.
+    assert stack.service.authorities[0].endswith("-----END CERTIFICATE-----\n")
 
 
 def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
