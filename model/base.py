@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, IPvAnyAddress, IPvAnyNetwork
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -84,6 +84,33 @@ def _selector(value: str) -> str:
     return value
 
 
+def _ip_address(value: object) -> object:
+    """An address as text: a number would be taken for one too (RFC 791 section 3.2, RFC 4291 section 2.2)."""
+    if isinstance(value, IPAddress):
+        return value
+    try:
+        return ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IP address: write it as 192.0.2.1 or 2001:db8::1") from None
+
+
+def _ip_network(value: object) -> object:
+    """A network as text, which no bits of a host may follow (RFC 4632 section 3.1, RFC 4291 section 2.3)."""
+    if isinstance(value, IPNetwork):
+        return value
+    try:
+        interface = ipaddress.ip_interface(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network: write it as 192.0.2.0/24 or 2001:db8::/32") from None
+    if interface.ip != interface.network.network_address:
+        single = f"{interface.ip}/{interface.max_prefixlen}"
+        told = f"{value} is not the beginning of a network: write {interface.network}"
+        raise ValueError(f"{told}, or {single} for it alone")
+    return interface.network
+
+
+AnyAddress = Annotated[IPvAnyAddress, BeforeValidator(_ip_address)]
+AnyNetwork = Annotated[IPvAnyNetwork, BeforeValidator(_ip_network)]
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
 Label = Annotated[str, AfterValidator(_label)]
 Selector = Annotated[str, AfterValidator(_selector)]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from model.base import Frozen
 
@@ -59,16 +60,26 @@ class PrivateKeys(Frozen):
     """TSIG key name to its secret in base64."""
 
 
+def _read(value: object) -> object:
+    """Private halves as `Keys.private` takes them, from the JSON text that the stack file has encrypted."""
+    if value == PLACEHOLDER:
+        return None
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("is not what make keys wrote: take it from an earlier commit") from None
+
+
 class Keys(Frozen):
     """Both halves. ``private`` is None where no passphrase was given: rendering then writes placeholders."""
 
     public: PublicKeys = PublicKeys()
-    private: PrivateKeys | None = Field(default=None, repr=False)
+    private: Annotated[PrivateKeys | None, BeforeValidator(_read)] = Field(default=None, repr=False)
 
-    @staticmethod
-    def parse_private(text: str) -> PrivateKeys:
-        """Reads the JSON text of the private halves."""
-        return PrivateKeys.model_validate(json.loads(text)) if text else PrivateKeys()
+    @classmethod
+    def parse_private(cls, text: str) -> PrivateKeys:
+        """Reads the JSON text of the private halves; without one, there are none yet."""
+        return cls.model_validate({"private": text or {}}).private or PrivateKeys()
 
     def version(self, content: str) -> str:
         """A name for a secret's content: equal for equal contents, and of no use to guess it (HMAC, RFC 2104)."""

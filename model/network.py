@@ -6,9 +6,9 @@ import hashlib
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, IPvAnyAddress, IPvAnyNetwork
+from pydantic import BeforeValidator, Field
 
-from model.base import DnsName, Frozen, Label
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label
 
 
 def _number(value: object) -> object:
@@ -37,9 +37,9 @@ class Role(StrEnum):
 class Network(Frozen):
     """Prefixes of one kind at a site, and the routers that lead out of them."""
 
-    prefixes: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    prefixes: tuple[AnyNetwork, ...] = Field(min_length=1)
     """Every host's address is in one of them."""
-    gateways: tuple[IPvAnyAddress, ...] = ()
+    gateways: tuple[AnyAddress, ...] = ()
     """Routers, at most one of each family."""
 
 
@@ -96,9 +96,9 @@ class Gateway(Frozen):
 
     name: DnsName
     """Its name in DNS, which its addresses resolve back to."""
-    addresses: tuple[IPvAnyAddress, ...] = Field(min_length=1)
+    addresses: tuple[AnyAddress, ...] = Field(min_length=1)
     """What others see mail come from."""
-    prefixes: tuple[IPvAnyNetwork, ...] = ()
+    prefixes: tuple[AnyNetwork, ...] = ()
     """What SPF publishes for it; the addresses themselves when empty."""
 
 
@@ -132,9 +132,9 @@ class ExistingMachine(Frozen):
 class Addresses(Frozen):
     """A host's addresses, at most one per family and network."""
 
-    local: tuple[IPvAnyAddress, ...] = Field(min_length=1, max_length=2)
+    local: tuple[AnyAddress, ...] = Field(min_length=1, max_length=2)
     """On the site-local network; the first is where the operator reaches it."""
-    public: tuple[IPvAnyAddress, ...] = Field(default=(), max_length=2)
+    public: tuple[AnyAddress, ...] = Field(default=(), max_length=2)
     """On the public network."""
 
 

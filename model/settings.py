@@ -7,9 +7,9 @@ import re
 from typing import Annotated, Literal
 
 from cryptography import x509
-from pydantic import AfterValidator, Field, IPvAnyAddress, IPvAnyNetwork
+from pydantic import AfterValidator, Field
 
-from model.base import DnsName, Frozen, Label, MailAddress, Selector
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -36,7 +36,7 @@ def _certificates(value: str) -> str:
 
 
 def _ssh_key(value: str) -> str:
-    """A public key as a line of authorized_keys, without options. Its type stands in it again (RFC 4253 section 6.6)."""
+    """A public key as a line of authorized_keys, without options. Its type is in it twice (RFC 4253 section 6.6)."""
     line = value.strip()
     kind, _, rest = line.partition(" ")
     try:
@@ -102,9 +102,9 @@ class Access(Frozen):
 
     operators: tuple[SshKey, ...] = ()
     """SSH public keys of the operators."""
-    ssh_from: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    ssh_from: tuple[AnyNetwork, ...] = Field(min_length=1)
     """Networks that reach SSH; what the operator works from has to be among them."""
-    users_from: tuple[IPvAnyNetwork, ...] = ()
+    users_from: tuple[AnyNetwork, ...] = ()
     """Networks that reach webmail and ManageSieve."""
 
 
@@ -128,7 +128,7 @@ class Times(Frozen):
 class DnsServer(Frozen):
     """An authoritative server that takes dynamic updates (RFC 2136), signed with a TSIG key (RFC 8945)."""
 
-    address: IPvAnyAddress
+    address: AnyAddress
     """Where it is asked to change a zone."""
     port: int = Field(default=53, ge=1, le=65535)
     """And at which port."""
@@ -141,9 +141,9 @@ class DnsServer(Frozen):
 class Resolver(Frozen):
     """How the resolvers of the hosts start. Empty root hints mean the internet's own root."""
 
-    bootstrap: tuple[IPvAnyAddress, ...] = ()
+    bootstrap: tuple[AnyAddress, ...] = ()
     """Resolvers that a VM uses until its own one runs."""
-    root_hints: tuple[IPvAnyAddress, ...] = ()
+    root_hints: tuple[AnyAddress, ...] = ()
     """Servers of a root that is not the internet's own."""
     trust_anchor: tuple[str, ...] = ()
     """DS or DNSKEY records of a root that is not the internet's own."""

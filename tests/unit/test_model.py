@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.base import StackError
-from model.load import load, parse
+from model.load import load, parse, read_file
 from model.network import mac_address
 from model.stack import Stack
 from ops.keys import new_authority
+from tests.unit.conftest import LAB
 
 OPERATOR = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "J"
 
@@ -181,6 +185,80 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file.write_text("config:\n  posthorn:accounts:\n    ann: {}\n    ann: {}\n")
     with pytest.raises(StackError, match="line 4: the key ann stands twice"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"config:\n  posthorn:dkim: {selector: s\xe9}\n", "line 2: is not UTF-8: save the file as UTF-8"),
+        (b"config:\n  a: \x07\n", "line 2: holds a character that YAML refuses: special characters are not allowed"),
+        (b"config:\n  {{ x }}: y\n", "line 2: a key is not read as text: put it in quotes"),
+        (b"config:\n  [x]: y\n", "line 2: a key is not read as text: put it in quotes"),
+        (b"config:\n  posthorn:accounts:\n    no: {}\n", "line 3: the key no is not read as text: put it in quotes"),
+        (b"config: [\n", "line 2: expected the node content, but found '<stream end>'"),
+        (b"nothing", "config: the file has no config section"),
+        (b"", "config: the file has no config section"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_by_its_line(tmp_path: Path, text: bytes, told: str) -> None:
+    file = tmp_path / "Pulumi.x.yaml"
+    file.write_bytes(text)
+    with pytest.raises(StackError) as caught:
+        load(file)
+    assert [str(problem) for problem in caught.value.problems] == [told]
+
+
+def test_a_folder_in_place_of_a_file_is_told_and_numbers_beside_our_keys_are_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="file: cannot be read: Is a directory"):
+        load(tmp_path)
+    (tmp_path / "Pulumi.x.yaml").write_text("config:\n  1: other\n  posthorn:dns: {}\n")
+    assert read_file(tmp_path / "Pulumi.x.yaml") == {"dns": {}}
+
+
+RUBBISH: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1.5,
+    "",
+    "x",
+    "x y\n",
+    [],
+    [[]],
+    ["x", "x"],
+    {},
+    {"x": {}},
+    {1: 2, "x": None},
+)
+
+
+def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a configuration."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_rubbish_at_any_place_is_told_and_never_a_traceback() -> None:
+    sound = read_file(LAB) | {"keys": {"public": {}, "private": "{}"}}
+    for number, place in enumerate(places(sound)):
+        # Not all rubbish everywhere: other rubbish at each place.
+        for rubbish in (RUBBISH[number % len(RUBBISH)], RUBBISH[number * 5 % len(RUBBISH)]):
+            config = copy.deepcopy(sound)
+            holder: Any = config
+            for key in place[:-1]:
+                holder = holder[key]
+            holder[place[-1]] = rubbish
+            with contextlib.suppress(StackError):
+                parse("lab", "Pulumi.lab.yaml", config)
+
+
+def test_private_keys_that_were_spoilt_are_told_without_a_word_of_them(config: dict[str, Any]) -> None:
+    config["keys"] = {"private": "{'srs': very-secret"}
+    assert problems_of(config) == [
+        "keys.private: is not what make keys wrote: take it from an earlier commit",
+    ]
 
 
 def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
