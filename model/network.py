@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label
 
@@ -63,10 +64,29 @@ class Image(Frozen):
     """Its command line."""
 
 
+def _libvirt_uri(value: str) -> str:
+    """A URI of libvirt's QEMU driver (https://libvirt.org/uri.html), whose server is known for sure."""
+    form = "write qemu+ssh://root@HOST/system?knownhosts=FILE, or qemu:///system for this machine"
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{value!r} is not a URI: {form}") from None
+    driver, _, transport = parts.scheme.partition("+")
+    if driver != "qemu" or parts.path not in ("/system", "/session") or (transport in ("", "unix")) == bool(host):
+        raise ValueError(f"{value!r} leads to no libvirt with QEMU: {form}")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if "ssh" in transport and not any(query.get("knownhosts", ())):
+        raise ValueError("say knownhosts=FILE in it, with the host key of the hypervisor in that file")
+    if "no_verify" in query or query.get("known_hosts_verify") == ["ignore"]:
+        raise ValueError("the host key of a hypervisor is always verified: leave out no_verify and known_hosts_verify")
+    return value
+
+
 class Hypervisor(Frozen):
     """A libvirt host. ``emulate`` is for machines whose CPU has neither vmx nor svm."""
 
-    uri: str
+    uri: Annotated[str, AfterValidator(_libvirt_uri)]
     """How libvirt is reached, as in ``virsh --connect``."""
     pool: str = "default"
     """The storage pool for disks."""

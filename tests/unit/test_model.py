@@ -163,6 +163,36 @@ def test_replies_of_a_blocklist_that_postfix_could_not_read_are_refused(config: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("foo", "'foo' leads to no libvirt with QEMU: write qemu+ssh://root@HOST/system?knownhosts=FILE, or"),
+        ("qemu+ssh:///system?knownhosts=/k", "'qemu+ssh:///system?knownhosts=/k' leads to no libvirt with QEMU: write"),
+        ("qemu+ssh://hv:x/system?knownhosts=/k", "'qemu+ssh://hv:x/system?knownhosts=/k' is not a URI: write"),
+        ("qemu+ssh://root@hv/system", "say knownhosts=FILE in it"),
+        ("qemu+libssh://root@hv/system?knownhosts=", "say knownhosts=FILE in it"),
+        ("qemu+ssh://root@hv/system?knownhosts=/k&no_verify=1", "the host key of a hypervisor is always verified"),
+        ("qemu+ssh://root@hv/system?knownhosts=/k&known_hosts_verify=ignore", "the host key of a hypervisor is always"),
+    ],
+)
+def test_a_hypervisor_that_would_not_be_known_for_sure_is_refused(config: dict[str, Any], uri: str, told: str) -> None:
+    problems = problems_of(spoilt(config, "sites.oak.hypervisor.uri", uri))
+    assert len(problems) == 1 and problems[0].startswith(f"sites.oak.hypervisor.uri: {told}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "qemu:///system",
+        "qemu+unix:///system",
+        "qemu+tls://hv/system",
+        "qemu+ssh://root@[2001:db8::1]:2/system?sshauth=agent&knownhosts=/k/known_hosts",
+    ],
+)
+def test_hypervisors_are_reached_in_every_safe_way(config: dict[str, Any], uri: str) -> None:
+    assert parse("lab", "Pulumi.lab.yaml", spoilt(config, "sites.oak.hypervisor.uri", uri))
+
+
 def test_replies_and_keys_of_every_form_are_taken(config: dict[str, Any]) -> None:
     config["filter"]["dnsbl"][0]["replies"] = "127.0.[0;1].[2..11;14]"
     config["access"]["operators"] = [f" {OPERATOR} me, at home\n"]
