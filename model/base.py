@@ -109,6 +109,17 @@ def _ip_network(value: object) -> object:
     return interface.network
 
 
+def matching(pattern: str, told: str) -> AfterValidator:
+    """Takes texts of a form alone, and says in words which."""
+
+    def match(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(told)
+        return value
+
+    return AfterValidator(match)
+
+
 AnyAddress = Annotated[IPvAnyAddress, BeforeValidator(_ip_address)]
 AnyNetwork = Annotated[IPvAnyNetwork, BeforeValidator(_ip_network)]
 DnsName = Annotated[str, BeforeValidator(_dns_name)]

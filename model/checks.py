@@ -70,15 +70,15 @@ def addresses_are_inside_their_prefix(stack: Stack) -> Iterator[Problem]:
 
 
 def gateways_are_reached(stack: Stack) -> Iterator[Problem]:
-    for site_name, site in stack.sites.items():
+    for name, site in stack.sites.items():
         for kind, network in (("local", site.local), ("public", site.public)):
             if network is None:
                 continue
-            path, prefixes = f"sites.{site_name}.{kind}.gateways", ", ".join(map(str, network.prefixes))
+            path, prefixes = f"sites.{name}.{kind}.gateways", ", ".join(map(str, network.prefixes))
             for index, gateway in _outside(network.gateways, network):
                 # A router may be known by its link-local address alone (RFC 4861 section 6.1.2).
                 if not gateway.is_link_local:
-                    yield Problem(f"{path}[{index}]", f"{gateway} is in none of the prefixes beside it ({prefixes})")
+                    yield Problem(f"{path}[{index}]", f"{gateway} is in no {kind} prefix of site {name} ({prefixes})")
             versions = [gateway.version for gateway in network.gateways]
             if len(versions) != len(set(versions)):
                 yield Problem(path, "at most one gateway of each family: hosts would get two default routes")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from model import invalid
 from model.base import Problem, StackError
 from model.checks import all_problems
 from model.keys import PLACEHOLDER
-from model.stack import Stack, StackFile
+from model.stack import Stack
 
 PROJECT = "posthorn"
 
@@ -81,44 +80,6 @@ def read_file(path: Path) -> dict[str, Any]:
     return {key.removeprefix(prefix): _without_secrets(config[key]) for key in keys}
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        if part == "[key]":
-            continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The field names beside an unknown key, by walking the model along its path."""
-    model: Any = StackFile
-    for part in location[:-1]:
-        if field := getattr(model, "model_fields", {}).get(part):
-            model = _model_in(field.annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _model_in(annotation: Any) -> Any:
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if found := _model_in(argument):
-            return found
-    return None
-
-
-def _problem(error: Mapping[str, Any]) -> Problem:
-    location = tuple(error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
-        return Problem(_path(location), "unknown key" + (f", did you mean {near[0]}?" if near else ""))
-    if error["type"] == "missing":
-        return Problem(_path(location), "is missing")
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return Problem(_path(location), message[:1].lower() + message[1:])
-
-
 def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same configuration in the one order that counts.
 
@@ -150,27 +111,24 @@ def _sorted(value: Any) -> Any:
     return [_sorted(inner) for inner in value] if isinstance(value, list) else value
 
 
-def parse(name: str, source: str, config: Mapping[str, Any]) -> Stack:
-    """A stack from its configuration keys.
+def parse(name: str, source: str, config: Mapping[str, Any], *more: Callable[[Stack], Iterable[Problem]]) -> Stack:
+    """A stack from its configuration keys. ``more`` looks at it beside the checks of the model.
 
-    Raises `StackError` with every problem: first those of single values, and when there are none, those between them.
+    Raises `StackError` with every problem: of single values, between them, and what ``more`` found.
     """
-    try:
-        stack = Stack.model_validate({"name": name, **_ordered(config)})
-    except ValidationError as invalid:
-        # include_input=False: an input may be a secret.
-        raise StackError(
-            source, [_problem(e) for e in invalid.errors(include_input=False, include_url=False)]
-        ) from None
-    if problems := all_problems(stack):
+    reading = invalid.read({**_ordered(config), "name": name})
+    stack = reading.stack
+    found = [problem for check in (all_problems, *more) for problem in check(stack)] if stack else []
+    problems = invalid.told(reading, found)
+    if problems or stack is None:
         raise StackError(source, problems)
     return stack
 
 
-def load(path: Path, name: str | None = None) -> Stack:
+def load(path: Path, name: str | None = None, *more: Callable[[Stack], Iterable[Problem]]) -> Stack:
     """Reads a stack file without Pulumi, network or passphrase; every secret is a placeholder.
 
     ``name`` is the stack's; by default it is taken from the file's name, ``Pulumi.<name>.yaml``.
     """
     stack_name = name or path.name.removeprefix("Pulumi.").removesuffix(".yaml")
-    return parse(stack_name, str(path), read_file(path))
+    return parse(stack_name, str(path), read_file(path), *more)

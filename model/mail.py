@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part
+from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part, matching
 
 CATCH_ALL = "*"
 DISCARD = "/dev/null"
@@ -58,7 +58,13 @@ def _one_or_many(value: object) -> object:
 AliasTarget = Annotated[Target, BeforeValidator(_target)]
 LocalPartOrCatchAll = Annotated[str, BeforeValidator(_alias_key)]
 Targets = Annotated[tuple[AliasTarget, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$')]
+SpfTerm = Annotated[
+    str,
+    matching(
+        r'(include|a|mx|exists|ip4|ip6):[^\s"]+',
+        "must be a term of SPF: write it as include:spf.example.net or ip4:198.51.100.0/24",
+    ),
+]
 """A mechanism that lets another sender pass (RFC 7208 section 5)."""
 Secret = SecretStr
 
@@ -98,7 +104,7 @@ class Account(Frozen):
 
     password: Secret
     """The hash of it, as ``make password`` prints it."""
-    quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
+    quota: Annotated[str, matching(r"[0-9]+[MG]", "must be a whole number with M or G: write it as 500M or 5G")] = "1G"
     """What the mailbox may hold, as 500M or 5G."""
     send_as: tuple[MailAddress, ...] = ()
     """Addresses that it may write as, beside those that lead to it."""

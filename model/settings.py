@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cryptography import x509
 from pydantic import AfterValidator, Field
 
-from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector, matching
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -85,7 +85,9 @@ class ServiceSettings(Frozen):
     """The internal domain: hosts are role.site below it."""
     postmaster: AliasTarget
     """The account, or the address elsewhere, that gets mail for postmaster and abuse of every domain."""
-    website: str = Field(pattern=r"^https://")
+    website: Annotated[
+        str, matching(r"https://[^\s\"'\\;{}$]+", "must be a web address: write it as https://www.example.org/")
+    ]
     """Where visitors go who are not welcome at the web mail."""
     preference: tuple[Label, ...] = Field(min_length=1)
     """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
@@ -191,7 +193,9 @@ class Dns(Frozen):
 class Acme(Frozen):
     """An authority that the world believes, asked for certificates by ACME (RFC 8555) with DNS-01."""
 
-    directory: str = Field(pattern=r"^https://")
+    directory: Annotated[
+        str, matching(r"https://\S+", "must be a web address: write it as https://acme.example/directory")
+    ]
     """Where the authority is asked. A private one has to be among ``service.authorities``."""
     contact: MailAddress | None = None
     """Whom the authority writes to; the postmaster when it is not said."""

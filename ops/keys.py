@@ -127,7 +127,7 @@ def certificates_without_names(stack: Stack) -> Iterator[Problem]:
             if missing:
                 yield Problem(
                     f"keys.public.hosts.{host.name}.certificate",
-                    f"does not hold {', '.join(sorted(missing))}: run make keys STACK={stack.name}",
+                    f"does not hold {', '.join(sorted(missing))} of {host.name}: run make keys STACK={stack.name}",
                 )
 
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from model import invalid
 from model.base import StackError
+from model.checks import missing_keys
 from model.load import load, parse, read_file
 from model.network import mac_address
 from model.stack import Stack
-from ops.keys import new_authority
+from ops.keys import certificates_without_names, new_authority
+from services.zones import record_problems
 from tests.unit.conftest import LAB
 
 OPERATOR = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + 43 * "J"
@@ -64,7 +67,7 @@ def test_gateways_are_inside_their_prefixes_and_one_of_each_family(config: dict[
     config["sites"]["elm"]["local"]["gateways"].append("198.18.2.2")
     assert problems_of(config) == [
         "sites.elm.local.gateways: at most one gateway of each family: hosts would get two default routes",
-        "sites.oak.public.gateways[0]: 198.51.100.17 is in none of the prefixes beside it"
+        "sites.oak.public.gateways[0]: 198.51.100.17 is in no public prefix of site oak"
         " (198.51.100.0/28, 2001:db8:2:1::/64)",
     ]
 
@@ -210,6 +213,51 @@ def test_all_problems_of_a_file_come_at_once(config: dict[str, Any]) -> None:
     assert len(problems_of(config)) == 2 + len(config["dns"]["zones"])
 
 
+def test_a_broken_file_gets_every_problem_at_once_in_words_of_stack_files(config: dict[str, Any]) -> None:
+    config["service"]["website"] = "www.hill.example"
+    config["access"]["ssh_from"] = ["192.0.2.7/24"]
+    config["accounts"]["ann"]["quota"] = "5 GB"
+    config["domains"]["moor.example"]["sends"] = "perhaps"
+    config["domains"]["hill.example"]["aliases"] |= {"a": "carl", "b": "x y"}
+    config["hosts"]["smtp-in-oak"]["roles"] = "smtp-in"
+    config["hosts"]["smtp-in-elm"]["addresses"]["public"][0] = "198.51.100.77"
+    config["hosts"]["smtp-out-oak"]["machine"] = config["hosts"]["smtp-out-oak"]["machine"] | {"memory": "much"}
+    config["hosts"]["smtp-out-elm"]["release"] = 11
+    config["sites"]["ash"]["hypervisor"]["uri"] = "foo"
+    config["limits"] = {"connections": 0}
+    config["filters"] = config.pop("filter")
+    config["dns"]["zones"]["hill.example"] = "nowhere"
+    config["dns"]["ttl"] = {"mx": 1}
+    with pytest.raises(StackError) as caught:
+        parse("lab", "Pulumi.lab.yaml", config, record_problems, missing_keys)
+    found = [str(problem) for problem in caught.value.problems]
+    keys = [problem for problem in found if problem.endswith(": is missing: run make keys STACK=lab")]
+    assert "keys.public.authority: is missing: run make keys STACK=lab" in keys
+    assert [problem for problem in found if problem not in keys] == [
+        "access.operators: no SSH public key of an operator: nobody could log in",
+        "access.ssh_from[0]: 192.0.2.7/24 is not the beginning of a network: write 192.0.2.0/24,"
+        " or 192.0.2.7/32 for it alone",
+        "accounts.ann.quota: must be a whole number with M or G: write it as 500M or 5G",
+        "dns.zones.hill.example: there is no server nowhere in dns.servers",
+        "domains.dale.example: dale.example MX: a TTL of 1 s is not from 30 s to a week: a mistake could not be mended"
+        " for long",
+        "domains.hill.example.aliases.a: there is no account carl",
+        "domains.hill.example.aliases.b[0]: 'x y' is not the local part of an address"
+        " (letters, digits and !#$%&'*/=?^_`{|}~+-.)",
+        "domains.moor.example.sends: must be true or false",
+        "filters: unknown key, did you mean filter?",
+        "hosts.smtp-in-elm.addresses.public[0]: 198.51.100.77 is not in a public prefix of site elm"
+        " (198.51.100.16/28, 2001:db8:2:2::/64)",
+        "hosts.smtp-in-oak.roles: must be a list: write it as [one, another]",
+        "hosts.smtp-out-elm.release: must be 12 or 13",
+        "hosts.smtp-out-oak.machine.memory: must be a whole number",
+        "limits.connections: must be at least 1",
+        "service.website: must be a web address: write it as https://www.example.org/",
+        "sites.ash.hypervisor.uri: 'foo' leads to no libvirt with QEMU: write qemu+ssh://root@HOST/system?"
+        "knownhosts=FILE, or qemu:///system for this machine",
+    ]
+
+
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.x.yaml"
     file.write_text("config:\n  posthorn:accounts:\n    ann: {}\n    ann: {}\n")
@@ -273,15 +321,32 @@ def places(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 def test_rubbish_at_any_place_is_told_and_never_a_traceback() -> None:
     sound = read_file(LAB) | {"keys": {"public": {}, "private": "{}"}}
     for number, place in enumerate(places(sound)):
+        config = copy.deepcopy(sound)
+        holder: Any = config
+        for key in place[:-1]:
+            holder = holder[key]
         # Not all rubbish everywhere: other rubbish at each place.
-        for rubbish in (RUBBISH[number % len(RUBBISH)], RUBBISH[number * 5 % len(RUBBISH)]):
-            config = copy.deepcopy(sound)
-            holder: Any = config
-            for key in place[:-1]:
-                holder = holder[key]
-            holder[place[-1]] = rubbish
-            with contextlib.suppress(StackError):
-                parse("lab", "Pulumi.lab.yaml", config)
+        holder[place[-1]] = RUBBISH[number % len(RUBBISH)]
+        with contextlib.suppress(StackError):
+            parse("lab", "Pulumi.lab.yaml", config, record_problems)
+
+
+def test_what_stands_in_for_a_wrong_value_is_never_told_of(keyed_config: dict[str, Any]) -> None:
+    more = (record_problems, missing_keys, certificates_without_names)
+    for number, place in enumerate(places({key: keyed_config[key] for key in keyed_config if key != "keys"})):
+        config = copy.deepcopy(keyed_config)
+        holder: Any = config
+        for key in place[:-1]:
+            holder = holder[key]
+        if isinstance(holder[place[-1]], dict | list):
+            continue
+        holder[place[-1]] = [[]] if number % 2 else {"x": {}}
+        alone = invalid.read({**config, "name": "lab"}).problems
+        try:
+            parse("lab", "Pulumi.lab.yaml", config, *more)
+        except StackError as error:
+            # Rubbish that could be a value is another matter.
+            assert not alone or error.problems == sorted(alone), place
 
 
 def test_private_keys_that_were_spoilt_are_told_without_a_word_of_them(config: dict[str, Any]) -> None:
