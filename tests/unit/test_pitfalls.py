@@ -127,6 +127,12 @@ def test_bounces_of_forwarded_mail_come_back_to_a_domain_that_sends_and_takes_ma
     assert "\nSRS_DOMAIN=dale.example\n" in files["/etc/default/postsrsd"]["content"]
 
 
+def test_who_answers_a_refusal_by_a_filter_finds_a_postmaster(stack: Stack, files: dict[str, dict[str, str]]) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    address = re.findall(r"^ *postmaster_address = (\S+)$", text, re.MULTILINE)
+    assert address == ["postmaster@hill.example"] and stack.accepts(address[0])
+
+
 def test_blocklists_refuse_by_masked_replies_alone(files: dict[str, dict[str, str]]) -> None:
     restrictions = main_cf(files, "smtp-in-oak")["smtpd_recipient_restrictions"]
     asked = re.findall(r"reject_r(?:bl|hsbl)\w+ \S+", restrictions)
