@@ -219,17 +219,17 @@ def zones_have_servers(stack: Stack) -> Iterator[Problem]:
     for zone, server in stack.dns.zones.items():
         if server is not None and server not in stack.dns.servers:
             yield Problem(f"dns.zones.{zone}", f"there is no server {server} in dns.servers")
-    zones, advice = tuple(stack.dns.zones), "name it, with null where you publish it yourself"
+    advice = "name it, with null where you publish it yourself"
     for path, name in (("service.domain", stack.domain), ("service.network_domain", stack.net)):
-        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(name):
             yield Problem("dns.zones", f"no zone holds {name} ({path}): {advice}")
     for domain in stack.domains:
-        if not any(domain == zone or domain.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(domain):
             yield Problem("dns.zones", f"no zone holds {domain} (domains): {advice}")
     for index, name in enumerate(stack.dns.silent):
         if name in stack.domains:
             yield Problem(f"dns.silent[{index}]", f"{name} is a domain that takes mail: say sends: false there instead")
-        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(name):
             yield Problem(f"dns.silent[{index}]", f"no zone of dns.zones holds {name}")
 
 

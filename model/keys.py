@@ -17,6 +17,8 @@ from pydantic import BeforeValidator, Field
 from model.base import Frozen
 
 PLACEHOLDER = "SECRET"
+GIVEN_UP = ("controller",)
+"""Keys that were made once, that stack files may hold still, and that nothing reads."""
 
 
 class HostPublicKeys(Frozen):
@@ -53,8 +55,6 @@ class PrivateKeys(Frozen):
     srs: str = ""
     session: str = ""
     replication: str = ""
-    controller: str = ""
-    """Password of rspamd's controller, which takes what users teach."""
     version_key: str = ""
     tsig: dict[str, str] = {}
     """TSIG key name to its secret in base64."""
@@ -65,9 +65,10 @@ def _read(value: object) -> object:
     if value == PLACEHOLDER:
         return None
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        found = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError("is not what make keys wrote: take it from an earlier commit") from None
+    return {name: key for name, key in found.items() if name not in GIVEN_UP} if isinstance(found, dict) else found
 
 
 class Keys(Frozen):

@@ -189,7 +189,7 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
     if not ring.private["rspamd"]:
         ring.public["rspamd"], ring.private["rspamd"] = _rspamd_key()
         ring.made.append("key of the spam scanners")
-    for name in ("srs", "replication", "controller", "version_key"):
+    for name in ("srs", "replication", "version_key"):
         missing(ring.private, name, lambda: secrets.token_urlsafe(24))
     # Roundcube's des_key has to have 24 characters.
     missing(ring.private, "session", lambda: secrets.token_urlsafe(18))

@@ -6,11 +6,11 @@ from model.base import Problem
 from model.stack import Stack
 from services.zones.hosts import host_records, internal_records
 from services.zones.mail import key_records, service_records
-from services.zones.rrset import RRset, text, zone_of
+from services.zones.rrset import RRset, text
 from services.zones.validators import problems_of
 from services.zones.zone_file import zone_file
 
-__all__ = ["RRset", "internal_records", "record_problems", "rrsets", "text", "zone_files", "zone_of"]
+__all__ = ["RRset", "internal_records", "record_problems", "rrsets", "text", "zone_files"]
 
 
 def rrsets(stack: Stack) -> tuple[RRset, ...]:

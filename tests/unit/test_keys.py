@@ -86,6 +86,13 @@ def test_the_program_that_pushes_refuses_a_stack_without_its_private_halves(
         runpy.run_path(str(STACKS.parent / "__main__.py"))
 
 
+def test_a_key_that_is_not_made_any_more_is_read_over(keyed_config: dict[str, Any]) -> None:
+    private = json.loads(keyed_config["keys"]["private"]) | {"controller": "x"}
+    before = Keys.parse_private(json.dumps(private))
+    assert before == Keys.parse_private(keyed_config["keys"]["private"])
+    assert "controller" not in before.model_dump()
+
+
 def test_keys_of_the_scanners_are_in_rspamds_own_base32() -> None:
     assert len(rspamd_base32(bytes(32))) == 52
     assert rspamd_base32(b"\x01") == "by"
