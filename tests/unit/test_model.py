@@ -349,6 +349,16 @@ def test_what_stands_in_for_a_wrong_value_is_never_told_of(keyed_config: dict[st
             assert not alone or error.problems == sorted(alone), place
 
 
+def test_every_key_that_has_to_be_there_has_a_stand_in(config: dict[str, Any]) -> None:
+    for place in places(config):
+        missing = copy.deepcopy(config)
+        holder: Any = missing
+        for key in place[:-1]:
+            holder = holder[key]
+        del holder[place[-1]]
+        assert invalid.read({**missing, "name": "lab"}).stack, place
+
+
 def test_private_keys_that_were_spoilt_are_told_without_a_word_of_them(config: dict[str, Any]) -> None:
     config["keys"] = {"private": "{'srs': very-secret"}
     assert problems_of(config) == [
