@@ -6,7 +6,7 @@ import pulumi
 
 from components.platform import Platform
 from model.base import StackError
-from model.checks import missing_keys
+from model.checks import missing_keys, missing_secrets
 from model.load import PROJECT, parse
 from model.stack import Stack, StackFile
 from services.bundle import Conflict
@@ -18,17 +18,14 @@ def configured_stack() -> Stack:
 
     Raises `pulumi.RunError` with all that is wrong, so that nothing is changed and no traceback is shown.
     """
-    config = pulumi.Config(PROJECT)
-    values = {key: config.get_object(key) for key in StackFile.model_fields}
+    given = pulumi.Config(PROJECT)
+    values = {key: given.get_object(key) for key in StackFile.model_fields}
     name = pulumi.get_stack()
-    source = f"Pulumi.{name}.yaml"
+    config = {key: value for key, value in values.items() if value is not None}
     try:
-        stack = parse(name, source, {key: value for key, value in values.items() if value is not None})
-        if problems := [*missing_keys(stack), *record_problems(stack)]:
-            raise StackError(source, problems)
+        return parse(name, f"Pulumi.{name}.yaml", config, missing_keys, missing_secrets, record_problems)
     except StackError as error:
         raise pulumi.RunError(str(error)) from None
-    return stack
 
 
 stack = configured_stack()

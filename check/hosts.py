@@ -14,6 +14,7 @@ from check.finding import DAY, HOUR, Finding, Findings, Place, age, size
 from check.ssh import Seen
 from model.network import Role
 from model.stack import Host, Stack
+from services import data_disk
 
 AREA = "hosts"
 QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
@@ -307,7 +308,4 @@ def judge_learning(reports: Mapping[str, Report]) -> Findings:
 
 def paths(stack: Stack, host: Host) -> Sequence[str]:
     """Where a host writes: the file systems that must not be full."""
-    from services.data_disk import KEPT
-
-    kept = {path for role in host.roles for path in KEPT.get(role, ())}
-    return ("/", "/var", "/var/log", "/tmp", "/boot", *sorted(kept))
+    return ("/", "/var", "/var/log", "/tmp", "/boot", *data_disk.kept(host))

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, IPvAnyAddress, IPvAnyNetwork
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -16,7 +16,7 @@ IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Frozen(BaseModel):
     """A value that never changes after it was read, and that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, order=True)
@@ -99,6 +99,44 @@ def _selector(value: str) -> str:
     return value
 
 
+def _ip_address(value: object) -> object:
+    """An address as text: a number would be taken for one too (RFC 791 section 3.2, RFC 4291 section 2.2)."""
+    if isinstance(value, IPAddress):
+        return value
+    try:
+        return ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IP address: write it as 192.0.2.1 or 2001:db8::1") from None
+
+
+def _ip_network(value: object) -> object:
+    """A network as text, which no bits of a host may follow (RFC 4632 section 3.1, RFC 4291 section 2.3)."""
+    if isinstance(value, IPNetwork):
+        return value
+    try:
+        interface = ipaddress.ip_interface(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError(f"{value!r} is not a network: write it as 192.0.2.0/24 or 2001:db8::/32") from None
+    if interface.ip != interface.network.network_address:
+        single = f"{interface.ip}/{interface.max_prefixlen}"
+        told = f"{value} is not the beginning of a network: write {interface.network}"
+        raise ValueError(f"{told}, or {single} for it alone")
+    return interface.network
+
+
+def matching(pattern: str, told: str) -> AfterValidator:
+    """Takes texts of a form alone, and says in words which."""
+
+    def match(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(told)
+        return value
+
+    return AfterValidator(match)
+
+
+AnyAddress = Annotated[IPvAnyAddress, BeforeValidator(_ip_address)]
+AnyNetwork = Annotated[IPvAnyNetwork, BeforeValidator(_ip_network)]
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
 Label = Annotated[str, AfterValidator(_label)]
 Selector = Annotated[str, AfterValidator(_selector)]

@@ -69,6 +69,35 @@ def addresses_are_inside_their_prefix(stack: Stack) -> Iterator[Problem]:
                 yield Problem(f"hosts.{name}.addresses.{kind}", "at most one address of each family")
 
 
+def gateways_are_reached(stack: Stack) -> Iterator[Problem]:
+    for name, site in stack.sites.items():
+        for kind, network in (("local", site.local), ("public", site.public)):
+            if network is None:
+                continue
+            path, prefixes = f"sites.{name}.{kind}.gateways", ", ".join(map(str, network.prefixes))
+            for index, gateway in _outside(network.gateways, network):
+                # A router may be known by its link-local address alone (RFC 4861 section 6.1.2).
+                if not gateway.is_link_local:
+                    yield Problem(f"{path}[{index}]", f"{gateway} is in no {kind} prefix of site {name} ({prefixes})")
+            versions = [gateway.version for gateway in network.gateways]
+            if len(versions) != len(set(versions)):
+                yield Problem(path, "at most one gateway of each family: hosts would get two default routes")
+
+
+def public_addresses_have_a_way(stack: Stack) -> Iterator[Problem]:
+    public = [host for host in stack.all_hosts.values() if host.machine and host.addresses.public]
+    for host in public:
+        if host.machine and host.machine.interfaces < 2:
+            message = "its public addresses need the second interface: say 2, or leave it out"
+            yield Problem(f"hosts.{host.name}.machine.interfaces", message)
+    for index, network in enumerate(stack.access.ssh_from):
+        if network.prefixlen == 0 and public:
+            message = f"{network} is everywhere: name the networks that operators come from, since hosts with public"
+            yield Problem(
+                f"access.ssh_from[{index}]", f"{message} addresses route what is said here to their local side"
+            )
+
+
 def addresses_are_unique(stack: Stack) -> Iterator[Problem]:
     seen: dict[IPAddress, str] = {}
     for site_name, site in stack.sites.items():
@@ -85,6 +114,14 @@ def addresses_are_unique(stack: Stack) -> Iterator[Problem]:
                 if address in seen:
                     yield Problem(path, f"{address} is taken already by {seen[address]}")
                 seen.setdefault(address, path)
+
+
+def operators_reach_every_host(stack: Stack) -> Iterator[Problem]:
+    for version in (4, 6):
+        hosts = [host.name for host in stack.all_hosts.values() if host.management_address.version == version]
+        if hosts and not any(network.version == version for network in stack.access.ssh_from):
+            message = f"names no network of IPv{version}, over which {', '.join(hosts)} would be reached: add yours"
+            yield Problem("access.ssh_from", f"{message}, or put their local address of the other family first")
 
 
 def prefixes_do_not_overlap(stack: Stack) -> Iterator[Problem]:
@@ -179,6 +216,10 @@ def aliases_do_not_loop(stack: Stack) -> Iterator[Problem]:
         for local in settings.aliases:
             if found := circle((f"{local}@{domain}",)):
                 yield Problem(f"domains.{domain}.aliases.{local}", f"leads in a circle: {' → '.join(found)}")
+    # Every domain has a postmaster and an abuse that lead there, whether its aliases name them or not.
+    postmaster = stack.service.postmaster.address
+    if postmaster and (found := circle((postmaster,))):
+        yield Problem("service.postmaster", f"leads in a circle: {' → '.join(found)}")
 
 
 def equal_domains_exist(stack: Stack) -> Iterator[Problem]:
@@ -198,17 +239,17 @@ def zones_have_servers(stack: Stack) -> Iterator[Problem]:
     for zone, server in stack.dns.zones.items():
         if server is not None and server not in stack.dns.servers:
             yield Problem(f"dns.zones.{zone}", f"there is no server {server} in dns.servers")
-    zones, advice = tuple(stack.dns.zones), "name it, with null where you publish it yourself"
+    advice = "name it, with null where you publish it yourself"
     for path, name in (("service.domain", stack.domain), ("service.network_domain", stack.net)):
-        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(name):
             yield Problem("dns.zones", f"no zone holds {name} ({path}): {advice}")
     for domain in stack.domains:
-        if not any(domain == zone or domain.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(domain):
             yield Problem("dns.zones", f"no zone holds {domain} (domains): {advice}")
     for index, name in enumerate(stack.dns.silent):
         if name in stack.domains:
             yield Problem(f"dns.silent[{index}]", f"{name} is a domain that takes mail: say sends: false there instead")
-        if not any(name == zone or name.endswith(f".{zone}") for zone in zones):
+        if not stack.zone_of(name):
             yield Problem(f"dns.silent[{index}]", f"no zone of dns.zones holds {name}")
 
 
@@ -223,6 +264,14 @@ def challenges_can_be_answered(stack: Stack) -> Iterator[Problem]:
         yield Problem(
             "acme", "no public name is in a zone with a server (dns.zones): nobody could answer its challenges"
         )
+
+
+def the_service_can_write(stack: Stack) -> Iterator[Problem]:
+    if not stack.sending_domains:
+        message = (
+            "none of them sends: bounces and forwarded mail need one to leave from, so leave sends: false out of one"
+        )
+        yield Problem("domains", message)
 
 
 def senders_have_a_place(stack: Stack) -> Iterator[Problem]:
@@ -254,6 +303,21 @@ def relay_clients_have_a_user(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"machine_users.{users[0]}.hosts", f"{name} has not the role relay-client")
 
 
+def scores_rise(stack: Stack) -> Iterator[Problem]:
+    scores = stack.filter.scores
+    if not scores.greylist <= scores.tag <= scores.reject:
+        told = f"greylist {scores.greylist}, tag {scores.tag}, reject {scores.reject}"
+        yield Problem("filter.scores", f"{told}: none of them may be above the next")
+    if scores.reject <= 0:
+        yield Problem("filter.scores.reject", "must be above 0, the score of a mail with nothing to be said against it")
+
+
+def machines_start_with_a_resolver(stack: Stack) -> Iterator[Problem]:
+    if not stack.dns.resolver.bootstrap and any(host.machine for host in stack.all_hosts.values()):
+        message = "names no resolver, and VMs need one to install packages with: write the address of one they reach"
+        yield Problem("dns.resolver.bootstrap", message)
+
+
 def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
     if not stack.gateways:
         yield Problem("gateways", "none named: SPF has to list the addresses that smtp-out is seen by")
@@ -264,7 +328,10 @@ CHECKS: tuple[Check, ...] = (
     hosts_are_at_known_sites,
     machines_are_clear,
     addresses_are_inside_their_prefix,
+    gateways_are_reached,
+    public_addresses_have_a_way,
     addresses_are_unique,
+    operators_reach_every_host,
     prefixes_do_not_overlap,
     roles_are_placed,
     roles_can_share_a_host,
@@ -272,9 +339,12 @@ CHECKS: tuple[Check, ...] = (
     zones_have_servers,
     the_world_can_verify_what_is_demanded,
     challenges_can_be_answered,
+    the_service_can_write,
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,
+    scores_rise,
+    machines_start_with_a_resolver,
 )
 """In this order: a check may rely on those before it only to be silent, never to be right."""
 
@@ -291,10 +361,7 @@ def all_problems(stack: Stack) -> list[Problem]:
 
 
 def missing_keys(stack: Stack) -> list[Problem]:
-    """What ``make keys`` has not made yet. Checked before a push, not before rendering.
-
-    Private halves are looked at only where they could be decrypted.
-    """
+    """What ``make keys`` has not made yet, of what stands in clear. Checked before a push, not before rendering."""
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
     for name in stack.hosts:
@@ -309,13 +376,31 @@ def missing_keys(stack: Stack) -> list[Problem]:
                 problems.append(Problem(f"keys.public.dkim.{domain}.{selector}", advice))
     if not stack.access.operators:
         problems.append(Problem("access.operators", "no SSH public key of an operator: nobody could log in"))
-    if stack.keys.private is not None:
-        for host in stack.all_hosts.values():
-            if stack.acme_names(host) and host.fqdn not in stack.keys.private.tsig:
-                problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))
-        for name, server in stack.dns.servers.items():
-            if server.key not in stack.keys.private.tsig:
-                problems.append(
-                    Problem(f"dns.servers.{name}.key", f"no secret for {server.key}: run make tsig STACK={stack.name}")
-                )
+    return sorted(problems)
+
+
+def missing_secrets(stack: Stack) -> list[Problem]:
+    """Private halves that a push needs: without one, a placeholder would be pushed in its place.
+
+    Only the program that pushes can tell, since it has them decrypted.
+    """
+    private, advice = stack.keys.private, f"is missing: run make keys STACK={stack.name}"
+    if private is None:
+        lost = f"is missing: take it from an earlier commit, or run make keys STACK={stack.name}, which makes new keys"
+        return [Problem("keys.private", lost)]
+    names = ("rspamd", "srs", "session", "replication", "version_key")
+    problems = [Problem(f"keys.private.{name}", advice) for name in names if not getattr(private, name)]
+    for host in stack.all_hosts.values():
+        pair = private.hosts.get(host.name)
+        if pair is None or not pair.ssh or not pair.tls:
+            problems.append(Problem(f"keys.private.hosts.{host.name}", advice))
+        if stack.acme_names(host) and host.fqdn not in private.tsig:
+            problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))
+    for domain in stack.sending_domains:
+        if not private.dkim.get(domain, {}).get(stack.dkim.selector):
+            problems.append(Problem(f"keys.private.dkim.{domain}.{stack.dkim.selector}", advice))
+    for name, server in stack.dns.servers.items():
+        if server.key not in private.tsig:
+            message = f"no secret for {server.key}: run make tsig STACK={stack.name} KEY={server.key}"
+            problems.append(Problem(f"dns.servers.{name}.key", message))
     return sorted(problems)

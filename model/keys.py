@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from model.base import Frozen
 
 PLACEHOLDER = "SECRET"
+GIVEN_UP = ("controller",)
+"""Keys that were made once, that stack files may hold still, and that nothing reads."""
 
 
 class HostPublicKeys(Frozen):
@@ -73,8 +76,6 @@ class PrivateKeys(Frozen):
     previous_srs: str = ""
     session: str = ""
     replication: str = ""
-    controller: str = ""
-    """Password of rspamd's controller, which takes what users teach."""
     version_key: str = ""
     tsig: dict[str, str] = {}
     """TSIG key name to its secret in base64."""
@@ -85,16 +86,27 @@ class PrivateKeys(Frozen):
         return "".join(f"{secret}\n" for secret in (self.srs, self.next_srs, self.previous_srs) if secret)
 
 
+def _read(value: object) -> object:
+    """Private halves as `Keys.private` takes them, from the JSON text that the stack file has encrypted."""
+    if value == PLACEHOLDER:
+        return None
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("is not what make keys wrote: take it from an earlier commit") from None
+    return {name: key for name, key in found.items() if name not in GIVEN_UP} if isinstance(found, dict) else found
+
+
 class Keys(Frozen):
     """Both halves. ``private`` is None where no passphrase was given: rendering then writes placeholders."""
 
     public: PublicKeys = PublicKeys()
-    private: PrivateKeys | None = Field(default=None, repr=False)
+    private: Annotated[PrivateKeys | None, BeforeValidator(_read)] = Field(default=None, repr=False)
 
-    @staticmethod
-    def parse_private(text: str) -> PrivateKeys:
-        """Reads the JSON text of the private halves."""
-        return PrivateKeys.model_validate(json.loads(text)) if text else PrivateKeys()
+    @classmethod
+    def parse_private(cls, text: str) -> PrivateKeys:
+        """Reads the JSON text of the private halves; without one, there are none yet."""
+        return cls.model_validate({"private": text or {}}).private or PrivateKeys()
 
     def version(self, content: str) -> str:
         """A name for a secret's content: equal for equal contents, and of no use to guess it (HMAC, RFC 2104)."""

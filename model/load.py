@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
+from model import invalid
 from model.base import Problem, StackError
 from model.checks import all_problems
 from model.keys import PLACEHOLDER
-from model.stack import Stack, StackFile
+from model.stack import Stack
 
 PROJECT = "posthorn"
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the second would silently win."""
+    """YAML in which a key that stands twice is an error: the second would silently win.
+
+    A key that is no text is one too: YAML reads ``no:`` as false. Whole numbers may pass, as releases are.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
+            problem = None
+            if isinstance(key, bool) or not isinstance(key, str | int):
+                written = f"the key {key_node.value}" if isinstance(key_node, yaml.ScalarNode) else "a key"
+                problem = f"{written} is not read as text: put it in quotes"
+            elif key in seen:
+                problem = f"the key {key} stands twice"
+            if problem:
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -47,10 +55,20 @@ def read_file(path: Path) -> dict[str, Any]:
 
     Raises `StackError` where the file cannot be read or is not YAML.
     """
+    text = ""
     try:
-        document = yaml.load(path.read_text(), _UniqueKeys)
+        text = path.read_text(encoding="utf-8")
+        document = yaml.load(text, _UniqueKeys)
     except FileNotFoundError:
         raise StackError(str(path), [Problem("file", "there is no such file")]) from None
+    except OSError as error:
+        raise StackError(str(path), [Problem("file", f"cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise StackError(str(path), [Problem(f"line {line}", "is not UTF-8: save the file as UTF-8")]) from None
+    except yaml.reader.ReaderError as error:
+        line, told = text.count("\n", 0, error.position) + 1, f"holds a character that YAML refuses: {error.reason}"
+        raise StackError(str(path), [Problem(f"line {line}", told)]) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise StackError(str(path), [Problem(f"line {line}", error.problem or "not YAML")]) from None
@@ -58,45 +76,8 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise StackError(str(path), [Problem("config", "the file has no config section")])
     prefix = f"{PROJECT}:"
-    return {key.removeprefix(prefix): _without_secrets(v) for key, v in config.items() if key.startswith(prefix)}
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in location:
-        if part == "[key]":
-            continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The field names beside an unknown key, by walking the model along its path."""
-    model: Any = StackFile
-    for part in location[:-1]:
-        if field := getattr(model, "model_fields", {}).get(part):
-            model = _model_in(field.annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _model_in(annotation: Any) -> Any:
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if found := _model_in(argument):
-            return found
-    return None
-
-
-def _problem(error: Mapping[str, Any]) -> Problem:
-    location = tuple(error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location), n=1)
-        return Problem(_path(location), "unknown key" + (f", did you mean {near[0]}?" if near else ""))
-    if error["type"] == "missing":
-        return Problem(_path(location), "is missing")
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return Problem(_path(location), message[:1].lower() + message[1:])
+    keys = (key for key in config if isinstance(key, str) and key.startswith(prefix))
+    return {key.removeprefix(prefix): _without_secrets(config[key]) for key in keys}
 
 
 def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,18 +87,19 @@ def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
     come by preference, hosts by their site's, all else by name.
     """
     ordered: dict[str, Any] = _sorted(config)
-    preference = (config.get("service") or {}).get("preference")
-    rank = {site: index for index, site in enumerate(preference)} if isinstance(preference, list) else {}
+    service = config.get("service")
+    preference = service.get("preference") if isinstance(service, dict) else None
+    sites = preference if isinstance(preference, list) else []
 
     def place(site: object) -> int:
-        return rank.get(site, len(rank)) if isinstance(site, str) else len(rank)
+        return sites.index(site) if site in sites else len(sites)
 
-    if isinstance(sites := ordered.get("sites"), dict):
-        ordered["sites"] = dict(sorted(sites.items(), key=lambda item: (place(item[0]), item[0])))
+    if isinstance(named := ordered.get("sites"), dict):
+        ordered["sites"] = dict(sorted(named.items(), key=lambda item: (place(item[0]), str(item[0]))))
     if isinstance(hosts := ordered.get("hosts"), dict):
 
         def of_host(item: tuple[str, Any]) -> tuple[int, str]:
-            return place(item[1].get("site") if isinstance(item[1], dict) else None), item[0]
+            return place(item[1].get("site") if isinstance(item[1], dict) else None), str(item[0])
 
         ordered["hosts"] = dict(sorted(hosts.items(), key=of_host))
     return ordered
@@ -129,35 +111,24 @@ def _sorted(value: Any) -> Any:
     return [_sorted(inner) for inner in value] if isinstance(value, list) else value
 
 
-def parse(name: str, source: str, config: Mapping[str, Any]) -> Stack:
-    """A stack from its configuration keys.
+def parse(name: str, source: str, config: Mapping[str, Any], *more: Callable[[Stack], Iterable[Problem]]) -> Stack:
+    """A stack from its configuration keys. ``more`` looks at it beside the checks of the model.
 
-    Raises `StackError` with every problem: first those of single values, and when there are none, those between them.
+    Raises `StackError` with every problem: of single values, between them, and what ``more`` found.
     """
-    config = _ordered(config)
-    keys = dict(config.get("keys") or {})
-    if isinstance(keys.get("private"), str):
-        if keys["private"] == PLACEHOLDER:
-            del keys["private"]
-        else:
-            keys["private"] = yaml.safe_load(keys["private"])
-        config["keys"] = keys
-    try:
-        stack = Stack.model_validate({"name": name, **config})
-    except ValidationError as invalid:
-        # include_input=False: an input may be a secret.
-        raise StackError(
-            source, [_problem(e) for e in invalid.errors(include_input=False, include_url=False)]
-        ) from None
-    if problems := all_problems(stack):
+    reading = invalid.read({**_ordered(config), "name": name})
+    stack = reading.stack
+    found = [problem for check in (all_problems, *more) for problem in check(stack)] if stack else []
+    problems = invalid.told(reading, found)
+    if problems or stack is None:
         raise StackError(source, problems)
     return stack
 
 
-def load(path: Path, name: str | None = None) -> Stack:
+def load(path: Path, name: str | None = None, *more: Callable[[Stack], Iterable[Problem]]) -> Stack:
     """Reads a stack file without Pulumi, network or passphrase; every secret is a placeholder.
 
     ``name`` is the stack's; by default it is taken from the file's name, ``Pulumi.<name>.yaml``.
     """
     stack_name = name or path.name.removeprefix("Pulumi.").removesuffix(".yaml")
-    return parse(stack_name, str(path), read_file(path))
+    return parse(stack_name, str(path), read_file(path), *more)

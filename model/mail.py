@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part
+from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part, matching
 from model.keys import PLACEHOLDER
 
 CATCH_ALL = "*"
@@ -60,17 +60,17 @@ def _one_or_many(value: object) -> object:
 AliasTarget = Annotated[Target, BeforeValidator(_target)]
 LocalPartOrCatchAll = Annotated[str, BeforeValidator(_alias_key)]
 Targets = Annotated[tuple[AliasTarget, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-SpfTerm = Annotated[str, Field(pattern=r'^(include|a|mx|exists|ip4|ip6):[^\s"]+$')]
+SpfTerm = Annotated[
+    str,
+    matching(
+        r'(include|a|mx|exists|ip4|ip6):[^\s"]+',
+        "must be a term of SPF: write it as include:spf.example.net or ip4:198.51.100.0/24",
+    ),
+]
 """A mechanism that lets another sender pass (RFC 7208 section 5)."""
 Secret = SecretStr
 HASHED_BYTES = 72
 """What bcrypt hashes of a password, and no more."""
-
-
-def _can_be_hashed(password: SecretStr) -> SecretStr:
-    if len(password.get_secret_value().encode()) > HASHED_BYTES:
-        raise ValueError(f"has more than {HASHED_BYTES} bytes: bcrypt hashes no more")
-    return password
 
 
 SCHEMES = (
@@ -101,6 +101,23 @@ def _hash(value: SecretStr) -> SecretStr:
 PasswordHash = Annotated[SecretStr, AfterValidator(_hash)]
 
 
+def _one_line(value: SecretStr) -> SecretStr:
+    """A password that a line of a file can hold. The message never shows it."""
+    text = value.get_secret_value()
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("must be one line, without spaces at its ends: a longer one would say more than a password")
+    return value
+
+
+def _can_be_hashed(password: SecretStr) -> SecretStr:
+    if len(password.get_secret_value().encode()) > HASHED_BYTES:
+        raise ValueError(f"has more than {HASHED_BYTES} bytes: bcrypt hashes no more")
+    return password
+
+
+Password = Annotated[SecretStr, AfterValidator(_one_line), AfterValidator(_can_be_hashed)]
+
+
 class Domain(Frozen):
     """A domain that the stack takes mail for.
 
@@ -125,7 +142,7 @@ class Account(Frozen):
 
     password: PasswordHash
     """The hash of it, as ``make password`` prints it."""
-    quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
+    quota: Annotated[str, matching(r"[0-9]+[MG]", "must be a whole number with M or G: write it as 500M or 5G")] = "1G"
     """What the mailbox may hold, as 500M or 5G."""
     send_as: tuple[MailAddress, ...] = ()
     """Addresses that it may write as, beside those that lead to it."""
@@ -137,7 +154,7 @@ class MachineUser(Frozen):
     The hosts need the password itself, so it stands here as a Pulumi secret.
     """
 
-    password: Annotated[Secret, AfterValidator(_can_be_hashed)]
+    password: Password
     """The password itself, as a Pulumi secret: the hosts need it."""
     mail_from: DnsName
     """The domain of the envelope sender."""

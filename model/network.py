@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from enum import StrEnum
 from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BeforeValidator, Field, IPvAnyAddress, IPvAnyNetwork
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from model.base import DnsName, Frozen, Label
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label
 
 
 def _number(value: object) -> object:
@@ -37,9 +38,9 @@ class Role(StrEnum):
 class Network(Frozen):
     """Prefixes of one kind at a site, and the routers that lead out of them."""
 
-    prefixes: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    prefixes: tuple[AnyNetwork, ...] = Field(min_length=1)
     """Every host's address is in one of them."""
-    gateways: tuple[IPvAnyAddress, ...] = ()
+    gateways: tuple[AnyAddress, ...] = ()
     """Routers, at most one of each family."""
 
 
@@ -63,10 +64,29 @@ class Image(Frozen):
     """Its command line."""
 
 
+def _libvirt_uri(value: str) -> str:
+    """A URI of libvirt's QEMU driver (https://libvirt.org/uri.html), whose server is known for sure."""
+    form = "write qemu+ssh://root@HOST/system?knownhosts=FILE, or qemu:///system for this machine"
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{value!r} is not a URI: {form}") from None
+    driver, _, transport = parts.scheme.partition("+")
+    if driver != "qemu" or parts.path not in ("/system", "/session") or (transport in ("", "unix")) == bool(host):
+        raise ValueError(f"{value!r} leads to no libvirt with QEMU: {form}")
+    query = parse_qs(parts.query, keep_blank_values=True)
+    if "ssh" in transport and not any(query.get("knownhosts", ())):
+        raise ValueError("say knownhosts=FILE in it, with the host key of the hypervisor in that file")
+    if "no_verify" in query or query.get("known_hosts_verify") == ["ignore"]:
+        raise ValueError("the host key of a hypervisor is always verified: leave out no_verify and known_hosts_verify")
+    return value
+
+
 class Hypervisor(Frozen):
     """A libvirt host. ``emulate`` is for machines whose CPU has neither vmx nor svm."""
 
-    uri: str
+    uri: Annotated[str, AfterValidator(_libvirt_uri)]
     """How libvirt is reached, as in ``virsh --connect``."""
     pool: str = "default"
     """The storage pool for disks."""
@@ -96,9 +116,9 @@ class Gateway(Frozen):
 
     name: DnsName
     """Its name in DNS, which its addresses resolve back to."""
-    addresses: tuple[IPvAnyAddress, ...] = Field(min_length=1)
+    addresses: tuple[AnyAddress, ...] = Field(min_length=1)
     """What others see mail come from."""
-    prefixes: tuple[IPvAnyNetwork, ...] = ()
+    prefixes: tuple[AnyNetwork, ...] = ()
     """What SPF publishes for it; the addresses themselves when empty."""
 
 
@@ -132,9 +152,9 @@ class ExistingMachine(Frozen):
 class Addresses(Frozen):
     """A host's addresses, at most one per family and network."""
 
-    local: tuple[IPvAnyAddress, ...] = Field(min_length=1, max_length=2)
+    local: tuple[AnyAddress, ...] = Field(min_length=1, max_length=2)
     """On the site-local network; the first is where the operator reaches it."""
-    public: tuple[IPvAnyAddress, ...] = Field(default=(), max_length=2)
+    public: tuple[AnyAddress, ...] = Field(default=(), max_length=2)
     """On the public network."""
 
 

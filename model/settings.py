@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import base64
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, IPvAnyAddress, IPvAnyNetwork
+from cryptography import x509
+from pydantic import AfterValidator, Field
 
-from model.base import DnsName, Frozen, Label, MailAddress, Selector
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector, matching
 from model.mail import AliasTarget
 from model.network import Release
+
+_RANGE = r"(\d{1,3})(?:\.\.(\d{1,3}))?"
+_PART = rf"(?:\d{{1,3}}|\[{_RANGE}(?:;{_RANGE})*\])"
+
+
+def _replies(value: str) -> str:
+    """Replies of a blocklist in Postfix's notation (reject_rbl_client in postconf(5))."""
+    ranges = [(int(low), int(high or low)) for low, high in re.findall(_RANGE, value)]
+    if not re.fullmatch(rf"{_PART}(?:\.{_PART}){{3}}", value) or not all(low <= high < 256 for low, high in ranges):
+        form = "four parts joined by dots, each a number or some of them in brackets, as 127.0.0.[2..11;14]"
+        raise ValueError(f"{value!r} tells no replies: write {form}")
+    return value
+
+
+def _certificates(value: str) -> str:
+    """One or more certificates, ended by a newline, so that texts can be joined."""
+    try:
+        x509.load_pem_x509_certificates(value.encode())
+    except ValueError:
+        raise ValueError("must be certificates in PEM: -----BEGIN CERTIFICATE----- and what follows") from None
+    return value.rstrip("\n") + "\n"
+
+
+def _ssh_key(value: str) -> str:
+    """A public key as a line of authorized_keys, without options. Its type is in it twice (RFC 4253 section 6.6)."""
+    line = value.strip()
+    kind, _, rest = line.partition(" ")
+    try:
+        blob = base64.b64decode(rest.partition(" ")[0], validate=True)
+    except ValueError:
+        blob = b""
+    read, parts = 0, []
+    while read < len(blob):
+        start = read + 4
+        read = start + int.from_bytes(blob[read:start], "big")
+        parts.append(blob[start:read])
+    # One that was cut says that it is longer than it is.
+    if len(parts) < 2 or read != len(blob) or parts[0] != kind.encode() or not line.isprintable():
+        raise ValueError("must be an SSH public key: the one line of the .pub file, as ssh-ed25519 AAAA…")
+    return line
+
+
+Replies = Annotated[str, AfterValidator(_replies)]
+Certificates = Annotated[str, AfterValidator(_certificates)]
+SshKey = Annotated[str, AfterValidator(_ssh_key)]
 
 
 class Names(Frozen):
@@ -37,13 +85,15 @@ class ServiceSettings(Frozen):
     """The internal domain: hosts are role.site below it."""
     postmaster: AliasTarget
     """The account, or the address elsewhere, that gets mail for postmaster and abuse of every domain."""
-    website: str = Field(pattern=r"^https://")
+    website: Annotated[
+        str, matching(r"https://[^\s\"'\\;{}$]+", "must be a web address: write it as https://www.example.org/")
+    ]
     """Where visitors go who are not welcome at the web mail."""
     preference: tuple[Label, ...] = Field(min_length=1)
     """All sites, the most preferred first: its hosts are the primaries, and a change comes to it last."""
     release: Release = 13
     """Debian on all hosts that do not say another."""
-    authorities: tuple[str, ...] = ()
+    authorities: tuple[Certificates, ...] = ()
     """Certificates (PEM) that hosts believe in place of Debian's list, on a private internet that has its own root."""
     names: Names = Names()
     """The labels of the public services."""
@@ -52,11 +102,11 @@ class ServiceSettings(Frozen):
 class Access(Frozen):
     """Who may reach what is not for everybody."""
 
-    operators: tuple[str, ...] = ()
+    operators: tuple[SshKey, ...] = ()
     """SSH public keys of the operators."""
-    ssh_from: tuple[IPvAnyNetwork, ...] = Field(min_length=1)
+    ssh_from: tuple[AnyNetwork, ...] = Field(min_length=1)
     """Networks that reach SSH; what the operator works from has to be among them."""
-    users_from: tuple[IPvAnyNetwork, ...] = ()
+    users_from: tuple[AnyNetwork, ...] = ()
     """Networks that reach webmail and ManageSieve."""
 
 
@@ -80,9 +130,9 @@ class Times(Frozen):
 class DnsServer(Frozen):
     """An authoritative server that takes dynamic updates (RFC 2136), signed with a TSIG key (RFC 8945)."""
 
-    address: IPvAnyAddress
+    address: AnyAddress
     """Where it is asked to change a zone."""
-    port: int = 53
+    port: int = Field(default=53, ge=1, le=65535)
     """And at which port."""
     key: DnsName
     """The name of the TSIG key; ``make tsig`` stores its secret."""
@@ -93,9 +143,9 @@ class DnsServer(Frozen):
 class Resolver(Frozen):
     """How the resolvers of the hosts start. Empty root hints mean the internet's own root."""
 
-    bootstrap: tuple[IPvAnyAddress, ...] = ()
+    bootstrap: tuple[AnyAddress, ...] = ()
     """Resolvers that a VM uses until its own one runs."""
-    root_hints: tuple[IPvAnyAddress, ...] = ()
+    root_hints: tuple[AnyAddress, ...] = ()
     """Servers of a root that is not the internet's own."""
     trust_anchor: tuple[str, ...] = ()
     """DS or DNSKEY records of a root that is not the internet's own."""
@@ -143,7 +193,9 @@ class Dns(Frozen):
 class Acme(Frozen):
     """An authority that the world believes, asked for certificates by ACME (RFC 8555) with DNS-01."""
 
-    directory: str = Field(pattern=r"^https://")
+    directory: Annotated[
+        str, matching(r"https://\S+", "must be a web address: write it as https://acme.example/directory")
+    ]
     """Where the authority is asked. A private one has to be among ``service.authorities``."""
     contact: MailAddress | None = None
     """Whom the authority writes to; the postmaster when it is not said."""
@@ -165,7 +217,7 @@ class DnsblRule(Frozen):
     """What is looked up: the client's address, or the domain of the sender, of HELO or of the client's reverse name."""
     zone: DnsName
     """The zone of the list."""
-    replies: str | None = Field(default=None, pattern=r"^[0-9.\[\];]+$")
+    replies: Replies | None = None
     """Replies that mean listed, in Postfix's notation; without it any reply does."""
     warn_only: bool = False
     """Log it, and refuse nobody: for replies that tell of an error."""
@@ -198,19 +250,19 @@ class Filter(Frozen):
 class Limits(Frozen):
     """Sizes in bytes, rates per minute and client."""
 
-    message_size: int = 52428800
+    message_size: int = Field(default=52428800, ge=1)
     """The largest mail."""
-    header_size: int = 4096000
+    header_size: int = Field(default=4096000, ge=1)
     """The largest header of a mail."""
-    connections: int = 4
+    connections: int = Field(default=4, ge=1)
     """Connections of one client to submission at the same time."""
-    connection_rate: int = 10
+    connection_rate: int = Field(default=10, ge=1)
     """Connections of one client to submission."""
-    message_rate: int = 60
+    message_rate: int = Field(default=60, ge=1)
     """Mails that one client submits."""
-    imap_connections: int = 50
+    imap_connections: int = Field(default=50, ge=1)
     """IMAP connections of one user from one address at the same time."""
-    sieve_processes: int = 256
+    sieve_processes: int = Field(default=256, ge=1)
     """ManageSieve sessions of all users at the same time."""
 
 

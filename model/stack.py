@@ -145,8 +145,7 @@ class Stack(StackFile):
     @property
     def own_domain(self) -> str:
         """The domain that the service itself writes from and signs for: its own, where that may send."""
-        senders = self.sending_domains or tuple(self.domains)
-        return self.domain if self.domain in senders else senders[0]
+        return self.domain if self.domain in self.sending_domains else self.sending_domains[0]
 
     def public_name(self, service: str) -> str:
         """The public name of smtp_in, smtp_out, imap, webmail or frontend."""
@@ -185,12 +184,12 @@ class Stack(StackFile):
         """The names of a host that an ACME authority certifies: challenges are answered in zones that take updates."""
         if self.acme is None:
             return ()
+        return tuple(n for n in self.public_names_of(host) if self.dns.zones.get(self.zone_of(n) or "") is not None)
 
-        def server(name: str) -> str | None:
-            holding = [zone for zone in self.dns.zones if name == zone or name.endswith(f".{zone}")]
-            return self.dns.zones[max(holding, key=len)] if holding else None
-
-        return tuple(name for name in self.public_names_of(host) if server(name) is not None)
+    def zone_of(self, name: str) -> str | None:
+        """The most specific zone of the stack that holds a name."""
+        holding = [zone for zone in self.dns.zones if name == zone or name.endswith(f".{zone}")]
+        return max(holding, key=len, default=None)
 
     def certificate_names(self, host: Host) -> tuple[str, ...]:
         """Every name that a host serves under, its own first: the subject alternative names of its certificate."""

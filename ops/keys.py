@@ -154,7 +154,7 @@ def certificates_without_names(stack: Stack) -> Iterator[Problem]:
             if missing:
                 yield Problem(
                     f"keys.public.hosts.{host.name}.certificate",
-                    f"does not hold {', '.join(sorted(missing))}: run make keys STACK={stack.name}",
+                    f"does not hold {', '.join(sorted(missing))} of {host.name}: run make keys STACK={stack.name}",
                 )
 
 
@@ -233,7 +233,7 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
         for selector in sorted({stack.dkim.selector, *stack.dkim.published}):
             ring.pair(shown, kept, selector, f"DKIM key {selector} of {domain}", _dkim_key, _dkim_public)
     ring.pair(ring.public, ring.private, "rspamd", "key of the spam scanners", _rspamd_key, _rspamd_public)
-    for name in ("srs", "replication", "controller", "version_key"):
+    for name in ("srs", "replication", "version_key"):
         missing(ring.private, name, lambda: secrets.token_urlsafe(24))
     # Roundcube's des_key has to have 24 characters.
     missing(ring.private, "session", lambda: secrets.token_urlsafe(18))

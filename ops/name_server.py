@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
-from services.zones import zone_of
 
 SERVERS = ("knot", "bind")
 
@@ -57,7 +56,7 @@ def _bind(stack: Stack) -> str:
             f"//   grant {host.fqdn} name {name} TXT;\n"
             for host in asking_hosts(stack)
             for name in challenge_names(stack, host)
-            if zone_of(stack, name.rstrip(".")) == zone
+            if stack.zone_of(name.rstrip(".")) == zone
         ]
         rules += f"// Add to update-policy of the zone {zone}:\n{''.join(grants)}"
     return f"{keys}{rules}"
@@ -67,6 +66,6 @@ def _by_zone(stack: Stack) -> dict[str, list[str]]:
     """Zone to the hosts that answer challenges in it."""
     found: dict[str, list[str]] = {}
     for host in asking_hosts(stack):
-        for zone in sorted({zone_of(stack, name) or "" for name in stack.acme_names(host)}):
+        for zone in sorted({stack.zone_of(name) or "" for name in stack.acme_names(host)}):
             found.setdefault(zone, []).append(host.fqdn)
     return dict(sorted(found.items()))

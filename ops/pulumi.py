@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from model.base import StackError
 from model.checks import missing_keys
 from model.load import PROJECT, load
 from model.network import RELEASES
@@ -53,13 +52,8 @@ class Project:
 
     def load(self, *, keys_needed: bool = True) -> Stack:
         """The stack without its secrets. Raises `StackError` with everything that is wrong."""
-        stack = load(self.stack_file, self.stack)
-        problems = record_problems(stack)
-        if keys_needed:
-            problems += [*missing_keys(stack), *certificates_without_names(stack)]
-        if problems:
-            raise StackError(str(self.stack_file), problems)
-        return stack
+        keys = (missing_keys, certificates_without_names) if keys_needed else ()
+        return load(self.stack_file, self.stack, record_problems, *keys)
 
     def run(self, *arguments: str, text: str | None = None) -> str:
         """Runs a quick Pulumi command and returns what it printed. Raises `OperatorError` with Pulumi's own words."""

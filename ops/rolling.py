@@ -23,7 +23,7 @@ from model.stack import Host, Stack
 from ops.keys import new_authority, ssh_key, tls_key
 from ops.pulumi import OperatorError
 from services import identity, postsrsd
-from services.zones import key_digest, tlsa_names, zone_of
+from services.zones import key_digest, tlsa_names
 
 TTLS = 2
 """For how many TTLs others may still remember what stood in DNS before: a secondary server may be late by one."""
@@ -149,7 +149,7 @@ def _tls(roll: Roll, host: Host) -> Step:
 
 def _updated(stack: Stack, name: str) -> bool:
     """Whether ``make up`` publishes what stands at a name."""
-    zone = zone_of(stack, name)
+    zone = stack.zone_of(name)
     return zone is not None and stack.dns.zones[zone] is not None
 
 

@@ -14,7 +14,6 @@ from services import identity, postfix
 from services.private import private
 from services.render import render_tree
 from services.service import Compile, File, SecretFile, Service, Unit, User
-from services.zones import zone_of
 
 PROGRAM = "/usr/local/lib/posthorn/certificate"
 STATE = "/var/lib/acme"
@@ -36,7 +35,7 @@ def configure(stack: Stack, host: Host) -> Service:
     names = stack.acme_names(host)
     if stack.acme is None or not names:
         return Service(name="certificate")
-    zones = {zone: stack.dns.servers[stack.dns.zones[zone] or ""] for name in names if (zone := zone_of(stack, name))}
+    zones = {zone: stack.dns.servers[stack.dns.zones[zone] or ""] for name in names if (zone := stack.zone_of(name))}
     settings = {
         "host": host.name,
         "names": list(names),

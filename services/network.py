@@ -37,15 +37,18 @@ def _interface(stack: Stack, host: Host, index: int, network: Network, *, defaul
     with_length = [
         f"{address}/{prefix.prefixlen}" for address in addresses for prefix in network.prefixes if address in prefix
     ]
+    # A route of a family that the interface has no address of could not be set, and networkd would call it failed.
+    families = {address.version for address in addresses}
+    gateways = [gateway for gateway in network.gateways if gateway.version in families]
     routes: list[tuple[IPNetwork | None, IPAddress]]
-    routes = [(None, gateway) for gateway in network.gateways] if default else []
+    routes = [(None, gateway) for gateway in gateways] if default else []
     if index == 0 and not default:
         reachable = (*stack.local_prefixes, *stack.access.ssh_from)
         own = set(network.prefixes)
         routes = [
             (destination, gateway)
             for destination in dict.fromkeys(reachable)
-            for gateway in network.gateways
+            for gateway in gateways
             if destination.version == gateway.version and destination not in own
         ]
     return render("network-interface.j2", mac=host.mac(index), addresses=with_length, routes=routes)

@@ -6,7 +6,7 @@ from model.base import Problem
 from model.stack import Stack
 from services.zones.hosts import host_records, internal_records
 from services.zones.mail import key_digest, key_records, service_records, tlsa_names
-from services.zones.rrset import RRset, text, zone_of
+from services.zones.rrset import RRset, text
 from services.zones.validators import problems_of
 from services.zones.zone_file import zone_file
 
@@ -19,7 +19,6 @@ __all__ = [
     "text",
     "tlsa_names",
     "zone_files",
-    "zone_of",
 ]
 
 

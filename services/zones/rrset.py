@@ -52,12 +52,6 @@ def text(value: str) -> str:
     return " ".join('"' + part.replace("\\", "\\\\").replace('"', '\\"') + '"' for part in parts)
 
 
-def zone_of(stack: Stack, name: str) -> str | None:
-    """The most specific zone of the stack that holds a name."""
-    holding = [zone for zone in stack.dns.zones if name == zone or name.endswith(f".{zone}")]
-    return max(holding, key=len, default=None)
-
-
 class Records:
     """Collects RRsets. Records of names that no zone of the stack holds are somebody else's."""
 
@@ -66,7 +60,7 @@ class Records:
         self.found: list[RRset] = []
 
     def add(self, path: str, name: str, kind: str, ttl: int, records: Iterable[str]) -> None:
-        values, zone = tuple(dict.fromkeys(records)), zone_of(self.stack, name)
+        values, zone = tuple(dict.fromkeys(records)), self.stack.zone_of(name)
         if values and zone:
             self.found.append(RRset(name, kind, ttl, values, zone, self.phase, path))
 

@@ -130,7 +130,7 @@ def _leads_to_addresses(records: Records, target: str, document: str) -> Iterato
     if records.at(target, "CNAME"):
         yield f"{target} is an alias ({document})"
     elif records.ours(target) and not (records.at(target, "A") or records.at(target, "AAAA")):
-        yield f"{target} has no address ({document})"
+        yield f"{target} has no address ({document}): they come from hosts.*.addresses and gateways"
 
 
 def an_mx_leads_to_addresses(records: Records) -> Iterator[Reason]:
@@ -176,7 +176,8 @@ def a_reverse_name_leads_back(records: Records) -> Iterator[Reason]:
         for target in rrset.records:
             found = {*records.at(target, "A"), *records.at(target, "AAAA")}
             if records.ours(target) and address not in found:
-                yield rrset, f"{target} does not lead back to {address} (RFC 1912 section 2.1)"
+                reason = f"{target} does not lead back to {address} (RFC 1912 section 2.1)"
+                yield rrset, f"{reason}: names come from hosts.*.roles and gateways"
 
 
 def a_text_is_of_short_strings(records: Records) -> Iterator[Reason]:

@@ -37,7 +37,9 @@ def keyed_config(stack: Stack) -> dict[str, Any]:
     ring = complete(stack, PublicKeys(), PrivateKeys())
     ring.private["tsig"] |= {"posthorn-lab": "c2VjcmV0"}
     config["keys"] = {"public": ring.public, "private": json.dumps(ring.private)}
-    config["access"]["operators"] = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ operator"]
+    config["access"]["operators"] = [
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJ operator"
+    ]
     # Keys of maps are texts in JSON.
     result: dict[str, Any] = json.loads(json.dumps(config, sort_keys=True))
     return result

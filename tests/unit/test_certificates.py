@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from model.base import StackError
-from model.checks import missing_keys
+from model.checks import missing_secrets
 from model.keys import Keys
 from model.load import parse
 from model.stack import Stack
@@ -116,7 +116,7 @@ def test_a_key_that_is_missing_is_told_with_the_command_that_makes_it(keyed_conf
     private = json.loads(config["keys"]["private"])
     del private["tsig"]["smtp-in.oak.net.hill.example"]
     config["keys"]["private"] = json.dumps(private)
-    said = [str(problem) for problem in missing_keys(parse("lab", "Pulumi.lab.yaml", config))]
+    said = [str(problem) for problem in missing_secrets(parse("lab", "Pulumi.lab.yaml", config))]
     assert said == ["keys.private.tsig.smtp-in.oak.net.hill.example: is missing: run make keys STACK=lab"]
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+from typing import Any
+
+import pulumi
 import pytest
 from cryptography import x509
 
-from model.checks import missing_keys
+from model.checks import missing_keys, missing_secrets
 from model.keys import HostPublicKeys, Keys, PrivateKeys, PublicKeys
+from model.load import parse
 from model.stack import Stack
 from ops.keys import KeyRing, certificate_serves, certificates_without_names, certifies, complete, rspamd_base32
+from tests.unit.conftest import STACKS
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,37 @@ def test_a_secret_has_the_same_version_only_while_it_is_the_same(ring: KeyRing) 
 def test_private_keys_are_not_shown_when_a_stack_is_printed(stack: Stack, ring: KeyRing) -> None:
     public, private = halves(ring)
     assert "PRIVATE KEY" not in repr(stack.model_copy(update={"keys": Keys(public=public, private=private)}))
+
+
+def test_private_halves_that_were_lost_are_missed_and_no_placeholder_is_pushed(keyed_config: dict[str, Any]) -> None:
+    public = {"public": keyed_config["keys"]["public"]}
+    lost = parse("lab", "Pulumi.lab.yaml", keyed_config | {"keys": public})
+    assert [problem.path for problem in missing_secrets(lost)] == ["keys.private"]
+    private = json.loads(keyed_config["keys"]["private"])
+    del private["hosts"]["smtp-in-oak"], private["dkim"]["dale.example"], private["srs"]
+    private["hosts"]["smtp-in-elm"]["tls"] = private["session"] = ""
+    partly = parse("lab", "Pulumi.lab.yaml", keyed_config | {"keys": public | {"private": json.dumps(private)}})
+    assert [str(problem) for problem in missing_secrets(partly)] == [
+        f"keys.private.{what}: is missing: run make keys STACK=lab"
+        for what in ("dkim.dale.example.lab2026", "hosts.smtp-in-elm", "hosts.smtp-in-oak", "session", "srs")
+    ]
+
+
+def test_the_program_that_pushes_refuses_a_stack_without_its_private_halves(
+    keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = keyed_config | {"keys": {"public": keyed_config["keys"]["public"]}}
+    monkeypatch.setattr(pulumi, "get_stack", lambda: "lab")
+    monkeypatch.setattr(pulumi.Config, "get_object", lambda _, key: config.get(key))
+    with pytest.raises(pulumi.RunError, match=r"keys\.private: is missing: take it from an earlier commit"):
+        runpy.run_path(str(STACKS.parent / "__main__.py"))
+
+
+def test_a_key_that_is_not_made_any_more_is_read_over(keyed_config: dict[str, Any]) -> None:
+    private = json.loads(keyed_config["keys"]["private"]) | {"controller": "x"}
+    before = Keys.parse_private(json.dumps(private))
+    assert before == Keys.parse_private(keyed_config["keys"]["private"])
+    assert "controller" not in before.model_dump()
 
 
 def test_keys_of_the_scanners_are_in_rspamds_own_base32() -> None:

@@ -162,7 +162,10 @@ def test_a_hypervisor_that_does_not_answer_is_named_by_its_site(
     assert running.unreachable(keyed_stack, ["ash"]) == []
 
 
-@pytest.mark.parametrize(("held", "problems"), [("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me", 0), ("", 1)])
+@pytest.mark.parametrize(
+    ("held", "problems"),
+    [("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJJ me", 0), ("", 1)],
+)
 def test_a_push_that_would_lock_its_operator_out_is_not_started(
     keyed_stack: Stack, monkeypatch: pytest.MonkeyPatch, held: str, problems: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,26 @@ def test_srs_is_for_what_leaves_and_headers_of_others_stay(files: dict[str, dict
     assert settings["recipient_canonical_classes"] == "envelope_recipient"
     assert "10001" not in settings["sender_canonical_maps"]
     assert "sender_canonical_maps=tcp:127.0.0.1:10001" in files["smtp-in-ash"]["/etc/postfix/master.cf"]
+
+
+@pytest.mark.parametrize("release", [12, 13])
+@pytest.mark.parametrize("service_domain", ["hill.example", "mail.hill.example"])
+def test_bounces_of_forwarded_mail_come_back_to_a_domain_that_sends_and_takes_mail(
+    keyed_config: dict[str, Any], service_domain: str, release: int
+) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["service"] |= {"domain": service_domain, "release": release}
+    config["domains"]["hill.example"]["sends"] = False
+    config["machine_users"]["doors"]["mail_from"] = "dale.example"
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    files = bundle(stack, stack.all_hosts["smtp-in-oak"])["files"]
+    assert "\nSRS_DOMAIN=dale.example\n" in files["/etc/default/postsrsd"]["content"]
+
+
+def test_who_answers_a_refusal_by_a_filter_finds_a_postmaster(stack: Stack, files: dict[str, dict[str, str]]) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    address = re.findall(r"^ *postmaster_address = (\S+)$", text, re.MULTILINE)
+    assert address == ["postmaster@hill.example"] and stack.accepts(address[0])
 
 
 def test_blocklists_refuse_by_masked_replies_alone(files: dict[str, dict[str, str]]) -> None:

@@ -54,7 +54,8 @@ def test_every_daemon_is_started_again_and_nothing_that_only_runs_once(keyed_sta
 
 
 def test_a_private_internet_has_roots_of_its_own(keyed_config: dict[str, Any]) -> None:
-    config = {**keyed_config, "service": {**keyed_config["service"], "authorities": ["-----A-----\n"]}}
+    root = keyed_config["keys"]["public"]["authority"]
+    config = {**keyed_config, "service": {**keyed_config["service"], "authorities": [root]}}
     stack = parse("lab", "Pulumi.lab.yaml", config)
-    assert file(stack, "smtp-out-oak", "/etc/posthorn/roots.pem") == "-----A-----\n"
+    assert file(stack, "smtp-out-oak", "/etc/posthorn/roots.pem") == root
     assert "smtp_tls_CAfile = /etc/posthorn/roots.pem\n" in file(stack, "smtp-out-oak", "/etc/postfix/main.cf")

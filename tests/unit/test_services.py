@@ -245,3 +245,13 @@ def test_what_is_compiled_is_known_by_the_beginning_of_its_source(bundles: dict[
             continue
         made = source.replace(".sieve", ".svbin") if source.endswith(".sieve") else f"{source}/x.svbin"
         assert made.startswith(step["of"]) and source.startswith(step["of"].rstrip("/"))
+
+
+def test_a_host_without_an_address_of_a_family_gets_no_route_of_it(keyed_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["hosts"]["smtp-in-oak"]["addresses"] = {"local": ["198.18.1.11"], "public": ["198.51.100.2"]}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    found = bundle(stack, stack.all_hosts["smtp-in-oak"])["files"]
+    for name in ("05-local", "05-public"):
+        network = found[f"/etc/systemd/network/{name}.network"]["content"]
+        assert "Gateway=198." in network and "2001:db8:" not in network
