@@ -115,6 +115,8 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
         mta = [role.value for role in postfix if role in settings.roles]
         if len(mta) > 1:
             yield Problem(f"hosts.{name}.roles", f"{' and '.join(mta)} cannot share a host: each has its own Postfix")
+        if mta and Role.FRONTEND in settings.roles:
+            yield Problem(f"hosts.{name}.roles", f"{mta[0]} and frontend cannot share a host: both want the same ports")
         if mta and Role.RELAY_CLIENT in settings.roles:
             yield Problem(f"hosts.{name}.roles", "relay-client (OpenSMTPD) cannot stand beside Postfix on Debian")
 

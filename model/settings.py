@@ -17,7 +17,7 @@ class Names(Frozen):
     smtp_in: Label = "smtp-in"
     """The MX of every domain."""
     smtp_out: Label = "smtp-out"
-    """Where users submit, on port 587."""
+    """Where users submit, on ports 465 and 587."""
     imap: Label = "imap"
     """Where users read, on port 993, and edit filters, on port 4190."""
     webmail: Label = "webmail"

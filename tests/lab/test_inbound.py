@@ -130,6 +130,7 @@ DOORS: dict[str, dict[str, Any]] = {
     "25 with STARTTLS": {"port": 25, "starttls": True},
     "465": {"port": 465, "tls": "implicit"},
     "587": {"port": 587, "starttls": True, "user": "ann"},
+    "465 of submission": {"port": 465, "tls": "implicit", "user": "ann"},
 }
 
 
@@ -138,12 +139,13 @@ DOORS: dict[str, dict[str, Any]] = {
 def test_one_mail_is_one_mail_whatever_ends_its_lines(lab: Lab, door: str, end: str) -> None:
     at = dict(DOORS[door])
     before = greeting(lab, at)
-    sender = "ann@hill.example" if at.pop("user", None) else "bob@far.example"
+    user = at.pop("user", None)
+    sender = f"{user}@hill.example" if user else "bob@far.example"
     hidden = f"{secrets.token_hex(6)}@hill.example"
     inner = f"MAIL FROM:<{hidden}>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
     text = mail(sender=sender, to="ben@hill.example").removesuffix("\r\n.\r\n") + ENDS[end] + inner
     at.pop("starttls", None)
-    if at["port"] == 587:
+    if user:
         at |= {"server": "smtp-out.hill.example", "name": "smtp-out.hill.example", "source": next(PLACES)}
     envelope = (f"MAIL FROM:<{sender}>\r\n", "RCPT TO:<ben@hill.example>\r\n", "DATA\r\n")
     said = session(lab, *before, *envelope, text, "QUIT\r\n", **at)

@@ -74,6 +74,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         load(file)
 
 
+@pytest.mark.parametrize("role", ["smtp-in", "smtp-out", "maildrop"])
+def test_a_front_end_shares_no_host_with_those_who_want_its_ports(config: dict[str, Any], role: str) -> None:
+    host = config["hosts"][f"{role}-oak"]
+    host["roles"].append("frontend")
+    host["addresses"].setdefault("public", ["198.51.100.14"])
+    assert problems_of(config) == [
+        f"hosts.{role}-oak.roles: {role} and frontend cannot share a host: both want the same ports"
+    ]
+
+
 def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
     config["accounts"]["ann"]["password"] = ["very-secret"]
     assert "very-secret" not in "\n".join(problems_of(config))

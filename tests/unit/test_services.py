@@ -106,8 +106,17 @@ def test_nobody_sends_as_another(bundles: dict[str, dict[str, Any]]) -> None:
 
 def test_ports_behind_the_front_ends_are_open_to_them_alone(bundles: dict[str, dict[str, Any]]) -> None:
     rules = file(bundles, "smtp-out-oak", "/etc/nftables.conf")
-    assert "ip saddr { 198.18.1.14, 198.18.2.14, 198.18.3.14 } tcp dport 10587 accept" in rules
+    for port in (10465, 10587):
+        assert f"ip saddr {{ 198.18.1.14, 198.18.2.14, 198.18.3.14 }} tcp dport {port} accept" in rules
     assert not re.search(r"^ *tcp dport", rules, re.MULTILINE)
+
+
+def test_submission_is_the_same_whichever_way_its_tls_begins(bundles: dict[str, dict[str, Any]]) -> None:
+    master = file(bundles, "smtp-out-oak", "/etc/postfix/master.cf")
+    services = {entry.split()[0]: set(entry.splitlines()[1:]) for entry in re.split(r"\n(?=\S)", master)}
+    only = services["10465"] - services["10587"]
+    assert only == {"    -o syslog_name=postfix/submissions-proxy", "    -o smtpd_tls_wrappermode=yes"}
+    assert services["10587"] - services["10465"] == {"    -o syslog_name=postfix/submission-proxy"}
 
 
 def test_the_world_reaches_smtp_in_by_two_ports(bundles: dict[str, dict[str, Any]]) -> None:
