@@ -236,6 +236,20 @@ def relay_clients_have_a_user(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"machine_users.{users[0]}.hosts", f"{name} has not the role relay-client")
 
 
+def lists_are_clear(stack: Stack) -> Iterator[Problem]:
+    allow, deny = stack.filter.allow, stack.filter.deny
+    for kind in ("clients", "senders"):
+        for index, one in enumerate(getattr(deny, kind)):
+            if one in getattr(allow, kind):
+                yield Problem(f"filter.deny.{kind}[{index}]", f"{one} stands under filter.allow too")
+    for path, senders in (("allow", allow.senders), ("deny", deny.senders)):
+        for index, sender in enumerate(senders):
+            domain = sender.rpartition("@")[2]
+            if own := [own for own in stack.domains if own == domain or own.endswith(f".{sender}")]:
+                advice = f"{own[0]} is a domain of this stack: who writes as it logs in, or is looked at as all others"
+                yield Problem(f"filter.{path}.senders[{index}]", advice)
+
+
 def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
     if not stack.gateways:
         yield Problem("gateways", "none named: SPF has to list the addresses that smtp-out is seen by")
@@ -256,6 +270,7 @@ CHECKS: tuple[Check, ...] = (
     senders_have_a_place,
     relay_clients_have_a_user,
     gateways_cover_senders,
+    lists_are_clear,
 )
 """In this order: a check may rely on those before it only to be silent, never to be right."""
 

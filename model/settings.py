@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, IPvAnyAddress, IPvAnyNetwork
 
-from model.base import DnsName, Frozen, Label, MailAddress, Selector
+from model.base import DnsName, Frozen, Label, MailAddress, Selector, Sender
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -182,11 +182,38 @@ class Thresholds(Frozen):
     """From here a mail is refused."""
 
 
+class Allowed(Frozen):
+    """Who is let in although blocklists or the scanners would not: but for what is said here, as all others.
+
+    A mail that writes as a domain of the stack is never let in by this.
+    """
+
+    clients: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses and networks whose mail passes blocklists, greylisting and the score of spam."""
+    senders: tuple[Sender, ...] = ()
+    """Authors (From) whose mail passes greylisting and the score of spam, where SPF or DKIM proves that it is theirs. A
+    domain means those below it too. Blocklists are asked before a mail is seen: name the client for those."""
+
+
+class Denied(Frozen):
+    """Who is refused, whatever blocklists and scanners say. The narrowest network counts, and no sender is let in that
+    stands here."""
+
+    clients: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses and networks from which nothing is taken."""
+    senders: tuple[Sender, ...] = ()
+    """Envelope senders and authors (From) from whom nothing is taken. A domain means those below it too."""
+
+
 class Filter(Frozen):
     """Spam and blocklists."""
 
     dnsbl: tuple[DnsblRule, ...] = ()
     """Blocklists, asked in this order."""
+    allow: Allowed = Allowed()
+    """Who is let in all the same."""
+    deny: Denied = Denied()
+    """Who is refused in any case."""
     scores: Thresholds = Thresholds()
     """What is done at which score."""
     greylist_delay: int = Field(default=300, ge=1)

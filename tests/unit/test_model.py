@@ -84,6 +84,19 @@ def test_a_front_end_shares_no_host_with_those_who_want_its_ports(config: dict[s
     ]
 
 
+def test_nobody_is_both_let_in_and_kept_out_and_our_own_domains_are_neither(config: dict[str, Any]) -> None:
+    both = {"clients": ["192.0.2.0/24"], "senders": ["x@far.example", "Hill.example", "ann@moor.example"]}
+    config["filter"] |= {"allow": both, "deny": {"clients": ["192.0.2.0/24"], "senders": ["x@far.example", "example"]}}
+    own = "is a domain of this stack: who writes as it logs in, or is looked at as all others"
+    assert problems_of(config) == [
+        f"filter.allow.senders[1]: hill.example {own}",
+        f"filter.allow.senders[2]: moor.example {own}",
+        "filter.deny.clients[0]: 192.0.2.0/24 stands under filter.allow too",
+        "filter.deny.senders[0]: x@far.example stands under filter.allow too",
+        f"filter.deny.senders[1]: dale.example {own}",
+    ]
+
+
 def test_a_secret_is_never_shown_in_a_problem(config: dict[str, Any]) -> None:
     config["accounts"]["ann"]["password"] = ["very-secret"]
     assert "very-secret" not in "\n".join(problems_of(config))

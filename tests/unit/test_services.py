@@ -11,6 +11,7 @@ import pytest
 
 from model.load import parse
 from model.stack import Stack
+from services import smtp_in
 from services.bundle import bundle, secrets
 
 
@@ -133,6 +134,30 @@ def test_only_replies_that_mean_listed_count(bundles: dict[str, dict[str, Any]])
     main = file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
     assert "    reject_rbl_client dnsbl.example=127.0.0.[2..11],\n" in main
     assert "    warn_if_reject reject_rbl_client dnsbl.example=127.255.255.[1..255],\n" in main
+
+
+def test_who_is_let_in_by_word_passes_the_blocklists_and_no_other_rule(bundles: dict[str, dict[str, Any]]) -> None:
+    main = file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
+    told = main.split("smtpd_recipient_restrictions =\n")[1].split("    permit\n")[0]
+    rules = [line.strip(" ,") for line in told.splitlines() if not line.strip().startswith("#")]
+    by_word = rules.index("check_client_access cidr:/etc/postfix/clients")
+    lists = [index for index, rule in enumerate(rules) if "_rbl_" in rule or "_rhsbl_" in rule]
+    assert lists == list(range(by_word + 1, len(rules))) and "reject_unlisted_recipient" in rules[:by_word]
+    assert "smtpd_relay_restrictions = reject_unauth_destination\n" in main
+
+
+def test_the_narrowest_network_says_who_is_let_in(config: dict[str, Any]) -> None:
+    config["filter"]["allow"] = {"clients": ["192.0.2.0/24", "192.0.2.64/28", "2001:db8::/32"]}
+    config["filter"]["deny"] = {"clients": ["192.0.2.0/25", "192.0.2.65"]}
+    lines = smtp_in.clients(parse("lab", "Pulumi.lab.yaml", config)).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == [
+        "192.0.2.65/32",
+        "192.0.2.64/28",
+        "192.0.2.0/25",
+        "192.0.2.0/24",
+        "2001:db8::/32",
+    ]
+    assert [line.split()[1] for line in lines] == ["554", "OK", "554", "OK", "OK"]
 
 
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
