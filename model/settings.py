@@ -223,7 +223,7 @@ class Filter(Frozen):
 
 
 class Limits(Frozen):
-    """Sizes in bytes, rates per minute and client."""
+    """Sizes in bytes, rates per minute and client, but for what one account sends in a day."""
 
     message_size: int = 52428800
     """The largest mail."""
@@ -235,6 +235,8 @@ class Limits(Frozen):
     """Connections of one client to submission."""
     message_rate: int = 60
     """Mails that one client submits."""
+    recipients_per_day: int = Field(default=2000, ge=1)
+    """Recipients that one account writes to in a day, from wherever; they come back evenly over the day."""
     imap_connections: int = 50
     """IMAP connections of one user from one address at the same time."""
     sieve_processes: int = 256

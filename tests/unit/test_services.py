@@ -160,6 +160,14 @@ def test_the_narrowest_network_says_who_is_let_in(config: dict[str, Any]) -> Non
     assert [line.split()[1] for line in lines] == ["554", "OK", "554", "OK", "OK"]
 
 
+def test_what_an_account_sends_is_counted_for_the_account_and_whoever_gets_it(config: dict[str, Any]) -> None:
+    config["limits"]["recipients_per_day"] = 500
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    text = file({"x": bundle(stack, stack.all_hosts["frontend-oak"])}, "x", "/etc/rspamd/local.d/ratelimit.conf")
+    assert "    user = {\n" in text and "burst = 500;\n" in text and 'rate = "500 / 1d";\n' in text
+    assert 'whitelisted_rcpts = ["nobody@invalid"];\n' in text
+
+
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
     rules = [
         line.rpartition("  ")
