@@ -88,7 +88,7 @@ class Account(Frozen):
     password: Secret
     """The hash of it, as ``make password`` prints it."""
     quota: str = Field(default="1G", pattern=r"^[0-9]+[MG]$")
-    """What the mailbox may hold, as 500M or 5G."""
+    """What the mailbox may hold, as 500M or 5G. The user is told at 80 and at 95 per cent."""
     send_as: tuple[MailAddress, ...] = ()
     """Addresses that it may write as, beside those that lead to it."""
 

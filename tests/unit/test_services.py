@@ -168,6 +168,22 @@ def test_what_an_account_sends_is_counted_for_the_account_and_whoever_gets_it(co
     assert 'whitelisted_rcpts = ["nobody@invalid"];\n' in text
 
 
+@pytest.mark.parametrize("release", [12, 13])
+def test_who_takes_a_mail_tells_of_a_mailbox_that_is_nearly_full_and_who_copies_it_does_not(
+    config: dict[str, Any], release: int
+) -> None:
+    config["service"]["release"] = release
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    files = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]
+    blocks = re.split(r"^}\n", files["/etc/dovecot/dovecot.conf"]["content"], flags=re.MULTILINE)
+    telling = [block for block in blocks if re.search("quota-warning 95|args = 95", block)]
+    assert [re.findall(r"^protocol \w+", block, re.MULTILINE) for block in telling] == [
+        ["protocol lmtp"],
+        ["protocol imap"],
+    ]
+    assert files["/usr/local/lib/posthorn/quota-warning"]["mode"] == "0755"
+
+
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
     rules = [
         line.rpartition("  ")
