@@ -50,6 +50,7 @@ HOPS: Mapping[int, tuple[str, str, Mapping[str, object]]] = {
     smtp_out.REDIRECTED: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION: ("smtp", "starttls", {}),
     smtp_out.SUBMISSION_PROXY: ("smtp", "starttls", {"proxy": True}),
+    smtp_out.SUBMISSIONS_PROXY: ("smtp", "implicit", {"proxy": True}),
     smtp_out.SUBMISSION_WEBMAIL: ("smtp", "starttls", {}),
     webmail.WEB: ("http", "implicit", {}),
 }
@@ -133,8 +134,9 @@ def _public(stack: Stack, without: Sequence[str]) -> Iterator[Endpoint]:
             yield Endpoint(host, "mx", _target(address, 465, "smtp", "implicit", mx, **more), whose=(host,))
     for host in _at(stack, Role.FRONTEND, without):
         for first, address in _addresses(host):
-            # One session alone: submission counts the connections of each client.
+            # One session alone a port: submission counts the connections of each client.
             more = {"recipients": [("", FOREIGN)]}
+            yield Endpoint(host, "submission", _target(address, 465, "smtp", "implicit", out, **more), whose=submits)
             yield Endpoint(host, "submission", _target(address, 587, "smtp", "starttls", out, **more), whose=submits)
             more = {"versions": first}
             yield Endpoint(host, "imaps", _target(address, 993, "imap", "implicit", imap, **more), whose=drops)
@@ -393,7 +395,8 @@ def _smtp(stack: Stack, endpoint: Endpoint, talk: Talk) -> Findings:
     if not talk["banner"].startswith(name):
         yield place.wrong(f"greets as {talk['banner']}, and not as {name}", f"see myhostname on {host.name}")
     before, after = (any(w.upper().startswith("AUTH") for w in talk.get(when, ())) for when in ("before", "after"))
-    submission = target["port"] in smtp_out.PORTS
+    # On 465 of an MX there is no login, on 465 of a front end there is.
+    submission = endpoint.service == "submission" or target["port"] in smtp_out.PORTS
     if before:
         yield place.wrong("takes passwords in clear: AUTH is offered before TLS", f"see main.cf on {host.name}")
     elif submission and not after:

@@ -1,4 +1,4 @@
-"""A mail client: reads over IMAPS, submits on 587. Runs inside the lab's client namespace.
+"""A mail client: reads over IMAPS, submits on 587 or 465. Runs inside the lab's client namespace.
 
 ``python -m lab.client`` reads one request as JSON from standard input and prints one answer as JSON, so that
 passwords stand in no argument.
@@ -77,7 +77,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def submit(request: dict[str, Any]) -> dict[str, Any]:
-    """Submits a mail with STARTTLS and a password on 587; an answer to another mail when ``original`` is given."""
+    """Submits a mail with TLS and a password, on 587 unless ``port`` is 465; ``original`` is what it answers."""
     message = EmailMessage(policy=email.policy.SMTP)
     message["From"], message["To"] = request["from"], request["to"]
     message["Subject"], message["Date"] = request["subject"], formatdate(localtime=False)
@@ -86,9 +86,13 @@ def submit(request: dict[str, Any]) -> dict[str, Any]:
         message["In-Reply-To"] = message["References"] = request["original"]
     message["User-Agent"] = "posthorn-lab-client"
     message.set_content(request["text"])
-    with smtplib.SMTP(request["server"], 587, timeout=20) as smtp:
+    port, context = request.get("port", 587), _context(request)
+    implicit = port == 465
+    where: dict[str, Any] = {"host": request["server"], "port": port, "timeout": 20}
+    with smtplib.SMTP_SSL(context=context, **where) if implicit else smtplib.SMTP(**where) as smtp:
         served_by = smtp.sock.getpeername()[0] if smtp.sock else ""
-        smtp.starttls(context=_context(request))
+        if not implicit:
+            smtp.starttls(context=context)
         smtp.login(request["user"], request["password"])
         smtp.send_message(message)
     return {"message_id": message["Message-ID"], "peer": served_by, "time": time.time()}

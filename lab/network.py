@@ -28,7 +28,7 @@ LOCAL4, LOCAL6 = "198.18.0.0/16", "2001:db8:1::/48"
 
 OPERATOR, CLIENT, FOREIGN, DNS, RESOLVER = 10, 80, 25, 53, 54
 """Last part of the addresses on the internet's own network."""
-STRANGERS = (66, 67, 68, 69, 70, *range(81, 100))
+STRANGERS = (*range(66, 73), *range(81, 100))
 
 
 @dataclass

@@ -93,6 +93,11 @@ def _address(value: object) -> str:
     return f"{_local_part(local)}@{_dns_name(domain)}"
 
 
+def _sender(value: object) -> str:
+    """A mail address, or a domain: all addresses in it and below it."""
+    return _address(value) if isinstance(value, str) and "@" in value else _dns_name(value)
+
+
 def _selector(value: str) -> str:
     """A DKIM selector: one label, whose case is kept as it was chosen (RFC 6376 section 3.1)."""
     _label(value.lower())
@@ -143,3 +148,4 @@ Selector = Annotated[str, AfterValidator(_selector)]
 AccountName = Annotated[str, BeforeValidator(_account)]
 LocalPart = Annotated[str, BeforeValidator(_local_part)]
 MailAddress = Annotated[str, BeforeValidator(_address)]
+Sender = Annotated[str, BeforeValidator(_sender)]

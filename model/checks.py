@@ -154,7 +154,7 @@ HAS_ALONE: dict[Role, tuple[str, ...]] = {
     Role.SMTP_IN: (MTA, "rspamd", "port 25", "port 465"),
     Role.SMTP_OUT: (MTA, "rspamd", "Dovecot", "port 587"),
     Role.MAILDROP: (MTA, "Dovecot", "port 25", "port 465", "port 993", "port 4190"),
-    Role.FRONTEND: ("NGINX", "port 80", "port 443", "port 587", "port 993", "port 4190"),
+    Role.FRONTEND: ("NGINX", "port 80", "port 443", "port 465", "port 587", "port 993", "port 4190"),
     Role.RSPAMD: ("rspamd",),
     Role.RESOLVER: (),
     Role.WEBMAIL: (),
@@ -318,6 +318,20 @@ def machines_start_with_a_resolver(stack: Stack) -> Iterator[Problem]:
         yield Problem("dns.resolver.bootstrap", message)
 
 
+def lists_are_clear(stack: Stack) -> Iterator[Problem]:
+    allow, deny = stack.filter.allow, stack.filter.deny
+    for kind in ("clients", "senders"):
+        for index, one in enumerate(getattr(deny, kind)):
+            if one in getattr(allow, kind):
+                yield Problem(f"filter.deny.{kind}[{index}]", f"{one} stands under filter.allow too")
+    for path, senders in (("allow", allow.senders), ("deny", deny.senders)):
+        for index, sender in enumerate(senders):
+            domain = sender.rpartition("@")[2]
+            if own := [own for own in stack.domains if own == domain or own.endswith(f".{sender}")]:
+                advice = f"{own[0]} is a domain of this stack: who writes as it logs in, or is looked at as all others"
+                yield Problem(f"filter.{path}.senders[{index}]", advice)
+
+
 def gateways_cover_senders(stack: Stack) -> Iterator[Problem]:
     if not stack.gateways:
         yield Problem("gateways", "none named: SPF has to list the addresses that smtp-out is seen by")
@@ -345,6 +359,7 @@ CHECKS: tuple[Check, ...] = (
     gateways_cover_senders,
     scores_rise,
     machines_start_with_a_resolver,
+    lists_are_clear,
 )
 """In this order: a check may rely on those before it only to be silent, never to be right."""
 

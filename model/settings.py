@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cryptography import x509
 from pydantic import AfterValidator, Field
 
-from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector, matching
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector, Sender, matching
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -65,7 +65,7 @@ class Names(Frozen):
     smtp_in: Label = "smtp-in"
     """The MX of every domain."""
     smtp_out: Label = "smtp-out"
-    """Where users submit, on port 587."""
+    """Where users submit, on ports 465 and 587."""
     imap: Label = "imap"
     """Where users read, on port 993, and edit filters, on port 4190."""
     webmail: Label = "webmail"
@@ -234,11 +234,38 @@ class Thresholds(Frozen):
     """From here a mail is refused."""
 
 
+class Allowed(Frozen):
+    """Who is let in although blocklists or the scanners would not: but for what is said here, as all others.
+
+    A mail that writes as a domain of the stack is never let in by this.
+    """
+
+    clients: tuple[AnyNetwork, ...] = ()
+    """Addresses and networks whose mail passes blocklists, greylisting and the score of spam."""
+    senders: tuple[Sender, ...] = ()
+    """Authors (From) whose mail passes greylisting and the score of spam, where SPF or DKIM proves that it is theirs. A
+    domain means those below it too. Blocklists are asked before a mail is seen: name the client for those."""
+
+
+class Denied(Frozen):
+    """Who is refused, whatever blocklists and scanners say. The narrowest network counts, and no sender is let in that
+    stands here."""
+
+    clients: tuple[AnyNetwork, ...] = ()
+    """Addresses and networks from which nothing is taken."""
+    senders: tuple[Sender, ...] = ()
+    """Envelope senders and authors (From) from whom nothing is taken. A domain means those below it too."""
+
+
 class Filter(Frozen):
     """Spam and blocklists."""
 
     dnsbl: tuple[DnsblRule, ...] = ()
     """Blocklists, asked in this order."""
+    allow: Allowed = Allowed()
+    """Who is let in all the same."""
+    deny: Denied = Denied()
+    """Who is refused in any case."""
     scores: Thresholds = Thresholds()
     """What is done at which score."""
     greylist_delay: int = Field(default=300, ge=1)
@@ -248,7 +275,7 @@ class Filter(Frozen):
 
 
 class Limits(Frozen):
-    """Sizes in bytes, rates per minute and client."""
+    """Sizes in bytes, rates per minute and client, but for what one account sends in a day."""
 
     message_size: int = Field(default=52428800, ge=1)
     """The largest mail."""
@@ -260,6 +287,8 @@ class Limits(Frozen):
     """Connections of one client to submission."""
     message_rate: int = Field(default=60, ge=1)
     """Mails that one client submits."""
+    recipients_per_day: int = Field(default=2000, ge=1)
+    """Recipients that one account writes to in a day, from wherever; they come back evenly over the day."""
     imap_connections: int = Field(default=50, ge=1)
     """IMAP connections of one user from one address at the same time."""
     sieve_processes: int = Field(default=256, ge=1)

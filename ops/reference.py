@@ -41,6 +41,7 @@ WORDS: dict[Any, str] = {
     "_local_part": "local part",
     "_alias_key": "local part or `*`",
     "_address": "mail address",
+    "_sender": "mail address or domain",
     "_number": "",
 }
 """What a value is called, by its type or by the function that reads it."""

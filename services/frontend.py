@@ -52,6 +52,7 @@ def configure(stack: Stack, host: Host) -> Service:
     """NGINX on all addresses. 4190 and the web mail are for the networks of the users alone."""
     streams = (
         Stream("submission", 587, _servers(stack, Role.SMTP_OUT, smtp_out.SUBMISSION_PROXY)),
+        Stream("submissions", 465, _servers(stack, Role.SMTP_OUT, smtp_out.SUBMISSIONS_PROXY)),
         Stream("imaps", 993, _servers(stack, Role.MAILDROP, maildrop.IMAPS_PROXY)),
         Stream("sieve", 4190, _servers(stack, Role.MAILDROP, maildrop.SIEVE_PROXY), everybody=False),
         *(_ways_of_webmail(stack) if host.has(Role.WEBMAIL) else ()),
@@ -74,7 +75,7 @@ def configure(stack: Stack, host: Host) -> Service:
         checks=(Check(("nginx", "-t", "-q")),),
         health=({**web, "port": 443, "tls": True}, {**web, "port": 80, "tls": False}),
         listens=(
-            *(Listen(port, frm=Source.INTERNET) for port in (80, 443, 587, 993)),
+            *(Listen(port, frm=Source.INTERNET) for port in (80, 443, 465, 587, 993)),
             Listen(4190, frm=(*stack.access.users_from, *stack.local_prefixes)),
         ),
     )

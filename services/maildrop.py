@@ -14,6 +14,7 @@ SIEVE, SIEVE_PROXY = 4190, 14190
 SIEVE_MAIL = 10026
 """On loopback: where Dovecot brings what users' filters send."""
 SCRIPTS = "/etc/dovecot/sieve"
+QUOTA_WARNING = "/usr/local/lib/posthorn/quota-warning"
 PURGE = "posthorn-purge.timer"
 
 
@@ -57,6 +58,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 smtp_out=smtp_out,
                 sieve_mail=SIEVE_MAIL,
                 scripts=SCRIPTS,
+                quota_warning=QUOTA_WARNING,
+                modes={QUOTA_WARNING: "0755"},
+                addresses={account: stack.primary_address(account) for account in stack.accounts},
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
             ),
             File(

@@ -16,6 +16,17 @@ KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
 SEAL = "/etc/rspamd/posthorn-seal.key"
 
 
+def lists(stack: Stack) -> dict[str, tuple[object, ...]]:
+    """What rspamd.local.lua looks up, by the ends of the names of its files."""
+    allow, deny = stack.filter.allow, stack.filter.deny
+    return {
+        "domains": tuple(stack.domains),
+        "allowed-clients": allow.clients,
+        "allowed-senders": allow.senders,
+        "denied-senders": deny.senders,
+    }
+
+
 def configure(stack: Stack, host: Host) -> Service:
     """A scanner that the proxies of all sites may ask, and a Redis of its own on loopback.
 
@@ -36,7 +47,10 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
-            File("/etc/rspamd/posthorn-domains", "".join(f"{domain}\n" for domain in stack.domains)),
+            *(
+                File(f"/etc/rspamd/posthorn-{name}", "".join(f"{entry}\n" for entry in entries))
+                for name, entries in lists(stack).items()
+            ),
         ),
         secret_files=(
             SecretFile(

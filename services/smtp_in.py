@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from model.base import IPNetwork
 from model.mail import CATCH_ALL, Target
 from model.settings import DnsblRule
 from model.stack import Host, Stack
@@ -14,6 +15,8 @@ from services.table import table
 DISCARDED = "discard.invalid"
 """A domain that cannot exist (RFC 2606), whose mail the discard transport takes."""
 FORWARD_PORT = 10024
+
+KEPT_OUT = "554 5.7.1 No mail is taken from your address here"
 
 RESTRICTIONS = {
     "client": "reject_rbl_client",
@@ -43,6 +46,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 discarded=DISCARDED,
                 forward_port=FORWARD_PORT,
             ),
+            File("/etc/postfix/clients", clients(stack)),
             File("/etc/postfix/virtual-domains", table(dict.fromkeys(stack.domains, "the stack's"))),
             File("/etc/postfix/virtual", table(virtual(stack))),
             File(
@@ -64,6 +68,14 @@ def restriction(rule: DnsblRule) -> str:
     """A blocklist as a restriction of Postfix. Only the replies that mean "listed" count (RFC 5782 section 2.3)."""
     replies = f"={rule.replies}" if rule.replies else ""
     return f"{'warn_if_reject ' if rule.warn_only else ''}{RESTRICTIONS[rule.what]} {rule.zone}{replies}"
+
+
+def clients(stack: Stack) -> str:
+    """Networks and what becomes of them. The first line that fits counts (cidr_table(5)): the narrowest comes first."""
+    told: list[tuple[IPNetwork, str]] = [(network, "OK") for network in stack.filter.allow.clients]
+    told += [(network, KEPT_OUT) for network in stack.filter.deny.clients]
+    told.sort(key=lambda entry: (entry[0].version, -entry[0].prefixlen, entry[0].network_address.packed))
+    return "".join(f"{network} {action}\n" for network, action in told)
 
 
 def virtual(stack: Stack) -> Iterator[tuple[str, str]]:

@@ -11,9 +11,11 @@ from services.table import table
 
 SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL = 587, 10587, 12587
 """Ports for clients of the sites, for front ends, who say by the PROXY protocol who is behind them, and for webmail."""
+SUBMISSIONS_PROXY = 10465
+"""For front ends too: TLS from the first byte (RFC 8314 section 3.3), which the world finds on 465."""
 MAILBOXES, REDIRECTED = 10588, 10589
 """Ports for the mailbox hosts alone: what they say themselves, and what users' filters send on."""
-PORTS = (SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL)
+PORTS = (SUBMISSION, SUBMISSION_PROXY, SUBMISSIONS_PROXY, SUBMISSION_WEBMAIL)
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -40,6 +42,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 tls_policy=tls_policy.TABLE,
                 submission=SUBMISSION,
                 submission_proxy=SUBMISSION_PROXY,
+                submissions_proxy=SUBMISSIONS_PROXY,
                 mailboxes=MAILBOXES,
                 redirected=REDIRECTED,
                 maildrops=stack.local_addresses(Role.MAILDROP),
@@ -59,11 +62,12 @@ def configure(stack: Stack, host: Host) -> Service:
         health=(
             {**probe, "port": SUBMISSION},
             {**probe, "port": SUBMISSION_PROXY, "proxy": True},
+            {**probe, "port": SUBMISSIONS_PROXY, "proxy": True, "tls": "implicit"},
             *(({**probe, "port": SUBMISSION_WEBMAIL},) if webmails else ()),
         ),
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
-            Listen(SUBMISSION_PROXY, frm=stack.local_addresses(Role.FRONTEND)),
+            *(Listen(port, frm=stack.local_addresses(Role.FRONTEND)) for port in (SUBMISSION_PROXY, SUBMISSIONS_PROXY)),
             *(Listen(port, frm=stack.local_addresses(Role.MAILDROP)) for port in (MAILBOXES, REDIRECTED)),
             *((Listen(SUBMISSION_WEBMAIL, frm=webmails),) if webmails else ()),
         ),

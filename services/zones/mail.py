@@ -18,8 +18,9 @@ from services.zones.rrset import Records, RRset
 
 SPF_LENGTH = 450
 """Longer than this, an SPF record may not fit into an answer of 512 octets (RFC 7208 section 3.4)."""
-OFFERED = (("submission", 587, "smtp_out"), ("imaps", 993, "imap"), ("sieve", 4190, "imap"))
-NOT_OFFERED = ("submissions", "imap", "pop3", "pop3s")
+OFFERED = (("submissions", 465, 0), ("submission", 587, 10), ("imaps", 993, 0), ("sieve", 4190, 0))
+"""Service, port and priority: TLS from the first byte is better (RFC 6186 section 3.4, RFC 8314 section 3.3)."""
+NOT_OFFERED = ("imap", "pop3", "pop3s")
 """Services that a client might look for (RFC 6186, RFC 8314), and that there are none of here."""
 
 
@@ -116,8 +117,8 @@ def _domain(records: Records, domain: str) -> None:
     frontend = stack.public_name("frontend")
     for label in WEB_LABELS:
         records.add(path, f"{label}.{domain}", "CNAME", ttl.policy, (f"{frontend}.",))
-    for service, port, _ in OFFERED:
-        records.add(path, f"_{service}._tcp.{domain}", "SRV", ttl.policy, (f"0 1 {port} {frontend}.",))
+    for service, port, priority in OFFERED:
+        records.add(path, f"_{service}._tcp.{domain}", "SRV", ttl.policy, (f"{priority} 1 {port} {frontend}.",))
     for service in NOT_OFFERED:
         records.add(path, f"_{service}._tcp.{domain}", "SRV", ttl.policy, ("0 0 0 .",))
 

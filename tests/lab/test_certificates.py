@@ -44,6 +44,7 @@ else:
 PORTS = [
     ("smtp-in.hill.example", 25, "smtp"),
     ("smtp-in.hill.example", 465, ""),
+    ("smtp-out.hill.example", 465, ""),
     ("smtp-out.hill.example", 587, "smtp"),
     ("imap.hill.example", 993, ""),
     ("imap.hill.example", 4190, "sieve"),

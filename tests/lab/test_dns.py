@@ -96,34 +96,40 @@ def test_a_mail_program_finds_its_settings_by_the_users_domain(lab: Lab) -> None
         provider = ElementTree.fromstring(answer["text"]).find("emailProvider")
         assert provider is not None
         assert "dale.example" in [domain.text for domain in provider.findall("domain")]
-        told = {
-            kind: [provider.findtext(f"{kind}/{part}") for part in ("hostname", "port", "socketType", "username")]
+        told = [
+            [server.findtext(part) for part in ("hostname", "port", "socketType", "username")]
             for kind in ("incomingServer", "outgoingServer")
-        }
-        assert told["incomingServer"] == ["imap.hill.example", "993", "SSL", "%EMAILADDRESS%"]
-        assert told["outgoingServer"] == ["smtp-out.hill.example", "587", "STARTTLS", "%EMAILADDRESS%"]
+            for server in provider.findall(kind)
+        ]
+        assert told == [
+            ["imap.hill.example", "993", "SSL", "%EMAILADDRESS%"],
+            ["smtp-out.hill.example", "465", "SSL", "%EMAILADDRESS%"],
+            ["smtp-out.hill.example", "587", "STARTTLS", "%EMAILADDRESS%"],
+        ]
 
 
 def test_the_settings_that_a_mail_program_is_told_let_the_user_in(lab: Lab) -> None:
     text = lab.client("web", server="autoconfig.hill.example", path="/mail/config-v1.1.xml")["text"]
     provider = ElementTree.fromstring(text).find("emailProvider")
     assert provider is not None
-    sent = lab.client(
-        "submit",
-        server=provider.findtext("outgoingServer/hostname"),
-        user="ann@hill.example",
-        password=lab.state.passwords["ann"],
-        **{"from": "ann@hill.example", "to": "ben@hill.example", "subject": "Settings", "text": "They work.\n"},
-    )
-    assert "error" not in sent, sent
-    read = lab.client(
-        "fetch",
-        server=provider.findtext("incomingServer/hostname"),
-        user="ben@hill.example",
-        password=lab.state.passwords["ben"],
-        message_id=sent["message_id"],
-    )
-    assert read.get("copies") == 1, read
+    for outgoing in provider.findall("outgoingServer"):
+        sent = lab.client(
+            "submit",
+            server=outgoing.findtext("hostname"),
+            port=int(outgoing.findtext("port") or 0),
+            user="ann@hill.example",
+            password=lab.state.passwords["ann"],
+            **{"from": "ann@hill.example", "to": "ben@hill.example", "subject": "Settings", "text": "They work.\n"},
+        )
+        assert "error" not in sent, sent
+        read = lab.client(
+            "fetch",
+            server=provider.findtext("incomingServer/hostname"),
+            user="ben@hill.example",
+            password=lab.state.passwords["ben"],
+            message_id=sent["message_id"],
+        )
+        assert read.get("copies") == 1, read
 
 
 @pytest.mark.parametrize("path", ["/autodiscover/autodiscover.xml", "/Autodiscover/Autodiscover.xml"])
@@ -138,7 +144,7 @@ def test_outlook_is_answered_when_it_posts_its_question(lab: Lab, path: str) -> 
     space = "{http://schemas.microsoft.com/exchange/autodiscover/outlook/responseschema/2006a}"
     protocols = ElementTree.fromstring(answer["text"]).iter(f"{space}Protocol")
     told = [tuple(p.findtext(f"{space}{part}") for part in ("Type", "Server", "Port")) for p in protocols]
-    assert told == [("IMAP", "imap.hill.example", "993"), ("SMTP", "smtp-out.hill.example", "587")]
+    assert told == [("IMAP", "imap.hill.example", "993"), ("SMTP", "smtp-out.hill.example", "465")]
 
 
 def test_the_mta_sts_policy_is_the_one_whose_id_stands_in_dns(lab: Lab) -> None:

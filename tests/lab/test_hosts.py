@@ -40,7 +40,7 @@ async def main():
 asyncio.run(main())
 """
 STRANGER = "203.0.113.68"
-TO_STRANGERS = {Role.SMTP_IN: {25, 465}, Role.FRONTEND: {80, 443, 587, 993}}
+TO_STRANGERS = {Role.SMTP_IN: {25, 465}, Role.FRONTEND: {80, 443, 465, 587, 993}}
 """What the internet may reach, by role. Nothing else is there for it."""
 
 
@@ -71,7 +71,7 @@ def test_strangers_find_the_declared_ports_and_no_others(lab: Lab) -> None:
             users = {4190} if address.version == 6 and host.has(Role.FRONTEND) else set()
             assert found[str(address)] == wanted | users, f"{host.name} at {address}"
     inside = [str(address) for host in stack.all_hosts.values() for address in host.addresses.local]
-    assert not set().union(*scan(lab, "client", inside, (22, 25, 587, 993), STRANGER).values())
+    assert not set().union(*scan(lab, "client", inside, (22, 25, 465, 587, 993), STRANGER).values())
 
 
 def allowed(lab: Lab, host: Host, neighbour: Host) -> set[int]:

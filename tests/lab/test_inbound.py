@@ -26,11 +26,16 @@ with smtplib.SMTP(task["server"], 25, "mx.far.example", timeout=30) as smtp:
 """
 
 
+def signature(lab: Lab, text: str) -> str:
+    """The DKIM signature of the foreign host to a mail."""
+    key = (containers.upper(lab.state, "foreign") / "etc/opendkim/far.key").read_bytes()
+    return str(dkim.sign(text.encode(), b"far", b"far.example", key).decode())
+
+
 def hand_over(lab: Lab, server: str, *recipients: str) -> list[str]:
     """The foreign host signs mails and gives them to one MX, in one session. Returns their Message-IDs."""
     texts = [mail(to=to).removesuffix(".\r\n") for to in recipients]
-    key = (containers.upper(lab.state, "foreign") / "etc/opendkim/far.key").read_bytes()
-    texts = [dkim.sign(text.encode(), b"far", b"far.example", key).decode() + text for text in texts]
+    texts = [signature(lab, text) + text for text in texts]
     task = {"server": server, "sender": "bob@far.example", "mails": list(zip(recipients, texts, strict=True))}
     done = lab.run("foreign", "python3", "-c", HAND_OVER, text=json.dumps(task))
     assert done.returncode == 0, done.stderr
@@ -130,6 +135,7 @@ DOORS: dict[str, dict[str, Any]] = {
     "25 with STARTTLS": {"port": 25, "starttls": True},
     "465": {"port": 465, "tls": "implicit"},
     "587": {"port": 587, "starttls": True, "user": "ann"},
+    "465 of submission": {"port": 465, "tls": "implicit", "user": "ann"},
 }
 
 
@@ -138,18 +144,85 @@ DOORS: dict[str, dict[str, Any]] = {
 def test_one_mail_is_one_mail_whatever_ends_its_lines(lab: Lab, door: str, end: str) -> None:
     at = dict(DOORS[door])
     before = greeting(lab, at)
-    sender = "ann@hill.example" if at.pop("user", None) else "bob@far.example"
+    user = at.pop("user", None)
+    sender = f"{user}@hill.example" if user else "bob@far.example"
     hidden = f"{secrets.token_hex(6)}@hill.example"
     inner = f"MAIL FROM:<{hidden}>\r\nRCPT TO:<ben@hill.example>\r\nDATA\r\nSubject: smuggled\r\n\r\nx\r\n.\r\n"
     text = mail(sender=sender, to="ben@hill.example").removesuffix("\r\n.\r\n") + ENDS[end] + inner
     at.pop("starttls", None)
-    if at["port"] == 587:
+    if user:
         at |= {"server": "smtp-out.hill.example", "name": "smtp-out.hill.example", "source": next(PLACES)}
     envelope = (f"MAIL FROM:<{sender}>\r\n", "RCPT TO:<ben@hill.example>\r\n", "DATA\r\n")
     said = session(lab, *before, *envelope, text, "QUIT\r\n", **at)
     position = next(i for i, reply in enumerate(said) if reply.startswith("354"))
     # One answer to the mail, one to QUIT.
     assert len(said) == position + 3 and said[-1].startswith("221"), said
+
+
+# Who is let in, and kept out, by word of the stack
+
+PARTNER = "203.0.113.71"
+"""It stands on the same blocklist as 203.0.113.66."""
+
+
+def bare(lab: Lab, sender: str, *, signed: bool = False) -> str:
+    """A mail without date, recipient and Message-ID, half like spam; the foreign host may have signed it."""
+    text = f"From: <{sender}>\r\nSubject: {secrets.token_hex(8)}\r\n\r\nWords of {secrets.token_hex(8)}.\r\n"
+    return f"{signature(lab, text) if signed else ''}{text}.\r\n"
+
+
+@pytest.mark.parametrize("site", MX)
+def test_a_listed_client_that_is_let_in_by_word_passes_lists_and_scores(lab: Lab, site: str) -> None:
+    sent = {"server": MX[site], **UNLISTED, "source": PARTNER, "data": bare(lab, "x@far.example")}
+    assert talk(lab, **sent)["end"][0] == 250
+    # All else holds for it too.
+    assert talk(lab, **sent | {"recipients": ["carl@far.example"]})["rcpt"][0] == 554
+    assert talk(lab, **sent | {"recipients": ["nobody-here@hill.example"]})["rcpt"][0] == 550
+    assert talk(lab, **sent | {"data": bare(lab, "ben@hill.example")})["end"] == (
+        554,
+        "5.7.1 this mail is not from ben@hill.example (RFC 7489)",
+    )
+    gtube = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
+    assert talk(lab, **sent | {"data": mail(body=gtube)})["end"][0] == 554
+    assert talk(lab, **sent | {"from": "foe@far.example"})["end"][0] == 554
+
+
+@pytest.mark.parametrize("site", MX)
+def test_a_client_that_is_kept_out_is_told_so(lab: Lab, site: str) -> None:
+    code, text = talk(lab, server=MX[site], **UNLISTED | {"source": "203.0.113.72"})["rcpt"]
+    assert code == 554 and "No mail is taken from your address here" in text, text
+
+
+@pytest.mark.parametrize(
+    ("author", "signed", "codes"),
+    [
+        ("friend@far.example", True, (250,)),
+        ("friend@far.example", False, (451, 554)),
+        ("other@far.example", True, (451, 554)),
+    ],
+)
+def test_an_author_that_is_let_in_by_word_has_to_be_proved(
+    lab: Lab, author: str, signed: bool, codes: tuple[int, ...]
+) -> None:
+    # SPF does not hold for it: any host may say that envelope sender. Nobody has written to this recipient before.
+    to = f"ann+{secrets.token_hex(6)}@hill.example"
+    said = talk(lab, **UNLISTED | {"from": author, "recipients": [to], "data": bare(lab, author, signed=signed)})
+    assert said["end"][0] in codes, said
+
+
+@pytest.mark.parametrize(
+    ("envelope", "author"),
+    [
+        ("foe@far.example", "x@far.example"),
+        ("x@far.example", "foe@far.example"),
+        ("x@a.pest.example", "x@far.example"),
+        ("x@far.example", "x@pest.example"),
+    ],
+)
+def test_a_sender_that_is_kept_out_is_told_so(lab: Lab, envelope: str, author: str) -> None:
+    code, text = talk(lab, **UNLISTED | {"from": envelope, "data": mail(sender=author)})["end"]
+    sender = envelope if envelope != "x@far.example" else author
+    assert (code, text) == (554, f"5.7.1 no mail of {sender} is taken here")
 
 
 # Where an address leads

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 from functools import partial
+from typing import Any
 
 import pytest
 
 from lab import containers, faults, foreign
 from tests.lab.conftest import Lab
-from tests.lab.steps import MX, eventually, id_of, in_mailbox, mail, on, stopped, submission, talk
+from tests.lab.steps import MX, PLACES, eventually, id_of, in_mailbox, mail, on, stopped, submission, talk
 
 # Inbound
 
@@ -195,11 +196,33 @@ def test_what_leaves_tells_nothing_of_the_user_s_place(lab: Lab) -> None:
         assert word not in arrived, arrived
 
 
-def test_limits_are_about_the_real_client(lab: Lab) -> None:
-    submission(lab, source="203.0.113.80")
+TLS_FIRST = {"port": 465, "tls": "implicit"}
+
+
+def test_submission_with_tls_first_is_held_to_the_same_rules(lab: Lab) -> None:
+    said = submission(lab, **TLS_FIRST, **{"from": "ann@hill.example"}, recipients=["bob@far.example"])
+    assert "AUTH PLAIN" in said["ehlo"][1] and "STARTTLS" not in said["ehlo"][1] and said["rcpt"][0] >= 500, said
+    assert submission(lab, **TLS_FIRST, user="ann", password="wrong")["auth"][0] == 535
+    said = submission(lab, **TLS_FIRST, user="ann", **{"from": "ben@hill.example"}, recipients=["bob@far.example"])
+    assert said["auth"][0] == 235 and said["rcpt"][0] == 553, said
+
+
+def test_what_is_submitted_with_tls_first_leaves_signed_and_tells_nothing_of_the_place(lab: Lab) -> None:
+    text, place = mail(sender="ann@hill.example", to="bob@far.example"), next(PLACES)
+    sent = {"from": "ann@hill.example", "recipients": ["bob@far.example"], "data": text}
+    said = submission(lab, **TLS_FIRST, user="ann", source=place, **sent)
+    assert said["end"][0] == 250, said
+    arrived = foreign.wait_for(lab.state, id_of(text), 60)
+    assert arrived and "dkim=pass" in arrived and place not in arrived, arrived
+
+
+@pytest.mark.parametrize("door", [{}, TLS_FIRST])
+def test_limits_are_about_the_real_client(lab: Lab, door: dict[str, Any]) -> None:
+    place = next(PLACES)
+    submission(lab, source=place, **door)
     hosts = [f"smtp-out-{site}" for site in MX]
     logs = "".join(lab.run(h, "journalctl", "-u", lab.postfix(h), "-o", "cat", "--since", "-20s").stdout for h in hosts)
-    assert re.search(r"connect from \S+\[203\.0\.113\.80\]", logs)
+    assert re.search(rf"connect from \S+\[{re.escape(place)}\]", logs)
 
 
 def test_without_its_signer_nothing_leaves_unsigned(lab: Lab) -> None:

@@ -130,6 +130,26 @@ def test_a_client_sends_so_many_mails_in_a_minute_and_no_more(lab: Lab) -> None:
     assert said[2 * limit].startswith("450 4.7.1"), said[-4:]
 
 
+def test_an_account_writes_to_so_many_recipients_a_day_from_wherever_and_no_more(unchanged: Lab) -> None:
+    lab = unchanged
+    lab.change(lambda config: config["limits"].update(recipients_per_day=6))
+    lab.up()
+
+    def sent(user: str, login: str = "") -> tuple[int, str]:
+        """What becomes of a mail to four, from another address each time."""
+        to = ["postmaster@far.example", *(f"bob+{n}@far.example" for n in range(3))]
+        sender = f"{user}@hill.example"
+        more = {"from": sender, "recipients": to, "data": mail(sender=sender, to=to[1])}
+        said = submission(lab, user=login or user, password=lab.state.passwords[user], **more)
+        return said["end"]
+
+    assert sent("ann")[0] == 250
+    words = "4.7.1 This account has written to too many recipients today, try again later"
+    # A name with its domain is the same account.
+    assert sent("ann") == (451, words) and sent("ann", "ann@hill.example") == (451, words)
+    assert sent("ben")[0] == 250
+
+
 HOLD = """
 import socket, sys
 held = [socket.create_connection(("smtp-out.hill.example", 587), 10, (sys.argv[1], 0)) for _ in range(int(sys.argv[2]))]

@@ -12,7 +12,7 @@ import pytest
 
 from lab import foreign
 from tests.lab.conftest import Lab
-from tests.lab.steps import INSIDE, abroad, eventually, in_mailbox, tried_again
+from tests.lab.steps import INSIDE, abroad, eventually, in_mailbox, on, tried_again
 
 MAILDROPS = ("maildrop-oak", "maildrop-elm")
 
@@ -134,19 +134,40 @@ def test_a_mail_program_finds_folders_by_their_use_and_the_quota(lab: Lab) -> No
     assert any(re.search(r"STORAGE \d+ 102400", line) for line in seen["quota"]), seen
 
 
+USERS = "/etc/dovecot/users"
+
+
+def storage(lab: Lab, host: str, user: str) -> tuple[int, int]:
+    """What a mailbox holds and may hold at a host, in kilobytes."""
+    lines = lab.run(host, "doveadm", "-f", "tab", "quota", "get", "-u", user).stdout.splitlines()
+    value, limit = next(line.split("\t")[2:4] for line in lines if "\tSTORAGE\t" in line)
+    return int(value), int(limit)
+
+
+@contextmanager
+def room(lab: Lab, user: str, kilobytes: int) -> Iterator[None]:
+    """A user's mailbox may hold so much for a while."""
+    for host in MAILDROPS:
+        lab.run(host, "cp", "-a", USERS, f"{USERS}.kept")
+        lab.run(host, "sed", "-i", "-E", rf"/^{user}:/s/(storage(_size)?=)100M/\1{kilobytes}k/", USERS)
+        lab.run(host, "chown", f"--reference={USERS}.kept", USERS)
+    try:
+        for host in MAILDROPS:
+            # Dovecot looks at the file again when a second has passed.
+            eventually(lambda host=host: storage(lab, host, user)[1] == kilobytes)  # type: ignore[misc]
+        yield
+    finally:
+        for host in MAILDROPS:
+            lab.run(host, "mv", f"{USERS}.kept", USERS)
+
+
 @pytest.fixture
 def full(lab: Lab) -> Iterator[None]:
     """Ben's mailbox, in which there is a mail, and no room for another for a while."""
     first = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="The first")
     assert in_mailbox(lab, "ben", first)
-    users = "/etc/dovecot/users"
-    for host in MAILDROPS:
-        lab.run(host, "cp", "-a", users, f"{users}.kept")
-        lab.run(host, "sed", "-i", "-E", r"/^ben:/s/(storage(_size)?=)100M/\11k/", users)
-        lab.run(host, "chown", f"--reference={users}.kept", users)
-    yield
-    for host in MAILDROPS:
-        lab.run(host, "mv", f"{users}.kept", users)
+    with room(lab, "ben", 1):
+        yield
 
 
 def test_mail_for_a_full_mailbox_waits_at_smtp_in_and_comes_when_there_is_room(lab: Lab, full: None) -> None:
@@ -171,3 +192,28 @@ def test_mail_for_a_full_mailbox_waits_at_smtp_in_and_comes_when_there_is_room(l
         return "mail" in found
 
     tried_again(lab, inbound, comes)
+
+
+def warnings(lab: Lab, host: str) -> list[str]:
+    """What ben was told at a host of how full his mailbox is."""
+    told = lab.run(
+        host, "doveadm", "fetch", "-u", "ben", "hdr.subject", "mailbox", "INBOX", "subject", "Your mailbox is"
+    )
+    return re.findall(r"Your mailbox is (\d+) % full", told.stdout)
+
+
+def test_a_user_is_told_once_that_the_mailbox_is_nearly_full(lab: Lab) -> None:
+    def comes(kilobytes: int) -> None:
+        text = ("z" * 70 + "\n") * (kilobytes * 14)
+        sent = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Growth", text=text)
+        assert in_mailbox(lab, "ben", sent)
+        for host in MAILDROPS:
+            eventually(lambda host=host: on(lab, host, "ben", sent))  # type: ignore[misc]
+
+    comes(500)
+    whole, before = storage(lab, MAILDROPS[0], "ben")[0] * 10 // 7, warnings(lab, MAILDROPS[0])
+    with room(lab, "ben", whole):
+        for kilobytes, told in ((whole // 7, ["80"]), (1, ["80"]), (whole // 8, ["80", "95"]), (1, ["80", "95"])):
+            comes(kilobytes)
+            for host in MAILDROPS:
+                eventually(lambda host=host, told=told: warnings(lab, host) == before + told)  # type: ignore[misc]

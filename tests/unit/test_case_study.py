@@ -169,14 +169,14 @@ def test_addresses_that_nobody_reads_are_thrown_away_and_every_domain_has_its_pe
     assert {"ublog.tech", "frys-ix.net", "ipng.nl", "ipng.ch"} <= set(domains)
 
 
-def test_smtp_in_takes_25_and_465_without_a_login_and_smtp_out_587_alone(ipng: Stack) -> None:
+def test_smtp_in_takes_25_and_465_without_a_login_and_smtp_out_its_own_ports(ipng: Stack) -> None:
     def services(host: str) -> list[str]:
         lines = file(ipng, host, "/etc/postfix/master.cf").splitlines()
         return [line.split()[0] for line in lines if re.match(r"\S+\s+inet\s", line) and not line.startswith("127.")]
 
     assert services("smtp-in-nlams2") == services("maildrop0-chbtl0") == ["smtp", "smtps"]
-    # Its twin for the front ends, one for the webmail, and two for the mailbox hosts.
-    assert services("smtp-out-frggh0") == ["587", "10587", "12587", "10588", "10589"]
+    # Its two twins for the front ends, one for the webmail, and two for the mailbox hosts.
+    assert services("smtp-out-frggh0") == ["587", "10587", "10465", "12587", "10588", "10589"]
     assert "sasl" not in file(ipng, "smtp-in-nlams2", "/etc/postfix/main.cf")
 
 

@@ -46,7 +46,7 @@ def good(stack: Stack, endpoint: Endpoint) -> Talk:
     if target.get("versions"):
         talk |= {"old": "", "1.2": "TLSv1.2"}
     if target["protocol"] == "smtp":
-        submission = target["port"] == 587
+        submission = endpoint.service == "submission"
         name = "smtp-out.hill.example" if submission else "smtp-in.hill.example"
         talk |= {
             "banner": f"{name} ESMTP Postfix",
@@ -93,7 +93,7 @@ def judged(stack: Stack, talks: Talks) -> Finding:
 
 def test_every_public_port_at_every_address_is_asked(keyed_stack: Stack) -> None:
     asked = {(e.host.name, e.target["port"], e.family) for e in ports.public(keyed_stack)}
-    assert len(asked) == 3 * 2 * 2 + 3 * 4 * 2
+    assert len(asked) == 3 * 2 * 2 + 3 * 5 * 2
     assert not any(e.host.site == "elm" for e in ports.public(keyed_stack, ["elm"]))
 
 
@@ -145,6 +145,8 @@ def test_a_policy_that_is_not_the_stack_s_is_shown(keyed_stack: Stack, talks: Ta
         ("smtp-in-elm", 25, {"banner": "localhost ESMTP"}, "greets as localhost ESMTP"),
         ("frontend-oak", 587, {"before": ["AUTH PLAIN"]}, "takes passwords in clear"),
         ("frontend-oak", 587, {"after": []}, "nobody can submit mail"),
+        ("frontend-oak", 465, {"after": []}, "nobody can submit mail"),
+        ("smtp-in-oak", 465, {"after": ["AUTH PLAIN"]}, "offers AUTH, where passwords are guessed"),
         ("frontend-oak", 993, {"banner": "* OK [CAPABILITY LOGINDISABLED]"}, "lets nobody log in"),
         ("frontend-oak", 993, {"verified": False, "unverified": "hostname mismatch"}, "hostname mismatch"),
         ("frontend-oak", 443, {"status": 502}, "answers with 502"),

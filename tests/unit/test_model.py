@@ -112,7 +112,7 @@ def test_roles_that_want_the_same_cannot_share_a_host(config: dict[str, Any]) ->
     said, advice = "cannot share a host: each needs", "for itself, so give one of them another"
     mta = "Debian's one mail transport agent"
     assert problems_of(config) == [
-        f"hosts.frontend-ash.roles: maildrop and frontend {said} port 993 and port 4190 {advice}",
+        f"hosts.frontend-ash.roles: maildrop and frontend {said} port 465, port 993 and port 4190 {advice}",
         f"hosts.frontend-ash.roles: smtp-out and frontend {said} port 587 {advice}",
         f"hosts.frontend-ash.roles: smtp-out and maildrop {said} {mta} and Dovecot {advice}",
         f"hosts.frontend-ash.roles: smtp-out and rspamd {said} rspamd {advice}",
@@ -379,6 +379,19 @@ def test_private_keys_that_were_spoilt_are_told_without_a_word_of_them(config: d
     config["keys"] = {"private": "{'srs': very-secret"}
     assert problems_of(config) == [
         "keys.private: is not what make keys wrote: take it from an earlier commit",
+    ]
+
+
+def test_nobody_is_both_let_in_and_kept_out_and_our_own_domains_are_neither(config: dict[str, Any]) -> None:
+    both = {"clients": ["192.0.2.0/24"], "senders": ["x@far.example", "Hill.example", "ann@moor.example"]}
+    config["filter"] |= {"allow": both, "deny": {"clients": ["192.0.2.0/24"], "senders": ["x@far.example", "example"]}}
+    own = "is a domain of this stack: who writes as it logs in, or is looked at as all others"
+    assert problems_of(config) == [
+        f"filter.allow.senders[1]: hill.example {own}",
+        f"filter.allow.senders[2]: moor.example {own}",
+        "filter.deny.clients[0]: 192.0.2.0/24 stands under filter.allow too",
+        "filter.deny.senders[0]: x@far.example stands under filter.allow too",
+        f"filter.deny.senders[1]: dale.example {own}",
     ]
 
 

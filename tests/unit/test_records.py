@@ -85,10 +85,10 @@ Changed = Callable[[Callable[[dict[str, Any]], Any]], Stack]
         ("imap.hill.example", "CNAME", ["nginx0.hill.example."]),
         ("smtp-out.hill.example", "CNAME", ["nginx0.hill.example."]),
         ("webmail.hill.example", "CNAME", ["nginx0.hill.example."]),
-        ("_submission._tcp.dale.example", "SRV", ["0 1 587 nginx0.hill.example."]),
+        ("_submissions._tcp.dale.example", "SRV", ["0 1 465 nginx0.hill.example."]),
+        ("_submission._tcp.dale.example", "SRV", ["10 1 587 nginx0.hill.example."]),
         ("_imaps._tcp.dale.example", "SRV", ["0 1 993 nginx0.hill.example."]),
         ("_sieve._tcp.dale.example", "SRV", ["0 1 4190 nginx0.hill.example."]),
-        ("_submissions._tcp.dale.example", "SRV", ["0 0 0 ."]),
         ("_imap._tcp.dale.example", "SRV", ["0 0 0 ."]),
         ("_pop3._tcp.dale.example", "SRV", ["0 0 0 ."]),
         ("_pop3s._tcp.dale.example", "SRV", ["0 0 0 ."]),
@@ -158,7 +158,8 @@ def test_front_ends_serve_what_is_looked_up_under_names_that_their_certificate_h
 
 
 def test_every_target_of_an_srv_record_is_in_the_certificates_behind_it(keyed_stack: Stack, records: Found) -> None:
-    for name, role in (("_submission", "smtp-out"), ("_imaps", "maildrop"), ("_sieve", "maildrop")):
+    behind = {"_submissions": "smtp-out", "_submission": "smtp-out", "_imaps": "maildrop", "_sieve": "maildrop"}
+    for name, role in behind.items():
         target = records[f"{name}._tcp.hill.example", "SRV"].records[0].split()[-1].rstrip(".")
         for host in keyed_stack.hosts_with(role):
             assert target in keyed_stack.certificate_names(host)

@@ -15,6 +15,7 @@ from model.checks import roles_can_share_a_host
 from model.load import parse
 from model.network import Role
 from model.stack import Host, Stack
+from services import smtp_in
 from services.bundle import Conflict, bundle, secrets
 from services.roles import services_of
 
@@ -201,8 +202,17 @@ def test_mailboxes_are_listed_by_the_names_of_accounts_without_passwords(bundles
 
 def test_ports_behind_the_front_ends_are_open_to_them_alone(bundles: dict[str, dict[str, Any]]) -> None:
     rules = file(bundles, "smtp-out-oak", "/etc/nftables.conf")
-    assert "ip saddr { 198.18.1.14, 198.18.2.14, 198.18.3.14 } tcp dport 10587 accept" in rules
+    for port in (10465, 10587):
+        assert f"ip saddr {{ 198.18.1.14, 198.18.2.14, 198.18.3.14 }} tcp dport {port} accept" in rules
     assert not re.search(r"^ *tcp dport", rules, re.MULTILINE)
+
+
+def test_submission_is_the_same_whichever_way_its_tls_begins(bundles: dict[str, dict[str, Any]]) -> None:
+    master = file(bundles, "smtp-out-oak", "/etc/postfix/master.cf")
+    services = {entry.split()[0]: set(entry.splitlines()[1:]) for entry in re.split(r"\n(?=\S)", master)}
+    only = services["10465"] - services["10587"]
+    assert only == {"    -o syslog_name=postfix/submissions-proxy", "    -o smtpd_tls_wrappermode=yes"}
+    assert services["10587"] - services["10465"] == {"    -o syslog_name=postfix/submission-proxy"}
 
 
 def test_the_world_reaches_smtp_in_by_two_ports(bundles: dict[str, dict[str, Any]]) -> None:
@@ -219,6 +229,54 @@ def test_only_replies_that_mean_listed_count(bundles: dict[str, dict[str, Any]])
     main = file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
     assert "    reject_rbl_client dnsbl.example=127.0.0.[2..11],\n" in main
     assert "    warn_if_reject reject_rbl_client dnsbl.example=127.255.255.[1..255],\n" in main
+
+
+def test_who_is_let_in_by_word_passes_the_blocklists_and_no_other_rule(bundles: dict[str, dict[str, Any]]) -> None:
+    main = file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
+    told = main.split("smtpd_recipient_restrictions =\n")[1].split("    permit\n")[0]
+    rules = [line.strip(" ,") for line in told.splitlines() if not line.strip().startswith("#")]
+    by_word = rules.index("check_client_access cidr:/etc/postfix/clients")
+    lists = [index for index, rule in enumerate(rules) if "_rbl_" in rule or "_rhsbl_" in rule]
+    assert lists == list(range(by_word + 1, len(rules))) and "reject_unlisted_recipient" in rules[:by_word]
+    assert "smtpd_relay_restrictions = reject_unauth_destination\n" in main
+
+
+def test_the_narrowest_network_says_who_is_let_in(config: dict[str, Any]) -> None:
+    config["filter"]["allow"] = {"clients": ["192.0.2.0/24", "192.0.2.64/28", "2001:db8::/32"]}
+    config["filter"]["deny"] = {"clients": ["192.0.2.0/25", "192.0.2.65"]}
+    lines = smtp_in.clients(parse("lab", "Pulumi.lab.yaml", config)).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == [
+        "192.0.2.65/32",
+        "192.0.2.64/28",
+        "192.0.2.0/25",
+        "192.0.2.0/24",
+        "2001:db8::/32",
+    ]
+    assert [line.split()[1] for line in lines] == ["554", "OK", "554", "OK", "OK"]
+
+
+def test_what_an_account_sends_is_counted_for_the_account_and_whoever_gets_it(config: dict[str, Any]) -> None:
+    config["limits"]["recipients_per_day"] = 500
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    text = file({"x": bundle(stack, stack.all_hosts["frontend-oak"])}, "x", "/etc/rspamd/local.d/ratelimit.conf")
+    assert "    user = {\n" in text and "burst = 500;\n" in text and 'rate = "500 / 1d";\n' in text
+    assert 'whitelisted_rcpts = ["nobody@invalid"];\n' in text
+
+
+@pytest.mark.parametrize("release", [12, 13])
+def test_who_takes_a_mail_tells_of_a_mailbox_that_is_nearly_full_and_who_copies_it_does_not(
+    config: dict[str, Any], release: int
+) -> None:
+    config["service"]["release"] = release
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    files = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]
+    blocks = re.split(r"^}\n", files["/etc/dovecot/dovecot.conf"]["content"], flags=re.MULTILINE)
+    telling = [block for block in blocks if re.search("quota-warning 95|args = 95", block)]
+    assert [re.findall(r"^protocol \w+", block, re.MULTILINE) for block in telling] == [
+        ["protocol lmtp"],
+        ["protocol imap"],
+    ]
+    assert files["/usr/local/lib/posthorn/quota-warning"]["mode"] == "0755"
 
 
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:

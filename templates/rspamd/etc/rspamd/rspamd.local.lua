@@ -1,10 +1,12 @@
+local util = require "rspamd_util"
+
+local function list(name, kind, description)
+  return rspamd_config:add_map({ url = "/etc/rspamd/posthorn-" .. name, type = kind, description = description })
+end
+
 -- Whoever has logged in writes as themselves: the From header has to be one of the user's own addresses, as the
 -- envelope sender has to (which Postfix sees to). RFC 6409 section 8.1.
-local owners = rspamd_config:add_map({
-  url = "/etc/rspamd/posthorn-senders",
-  type = "map",
-  description = "users and the addresses that they may write as",
-})
+local owners = list("senders", "map", "users and the addresses that they may write as")
 
 local function may(addresses, address)
   local domain = address:match("@.*$") or ""
@@ -43,11 +45,7 @@ rspamd_config:register_symbol({
 -- Whoever has not logged in, and whom neither SPF nor DKIM proves to be one of us, does not write as one of us: what
 -- our own domains ask of others by DMARC (RFC 7489 section 6.3) is done here too. A mail that an alias or a filter sends
 -- on gets an envelope sender of ours, with which a forged author of ours would pass DMARC everywhere.
-local domains = rspamd_config:add_map({
-  url = "/etc/rspamd/posthorn-domains",
-  type = "set",
-  description = "domains of the stack",
-})
+local domains = list("domains", "set", "domains of the stack")
 
 rspamd_config:register_symbol({
   name = "FORGED_AS_OURS",
@@ -68,3 +66,105 @@ rspamd_config:register_symbol({
     end
   end,
 })
+
+-- Who is kept out and who is let in by word of the stack (filter.deny and filter.allow). Clients that are kept out do not
+-- come as far as this; who is let in passes greylisting and the score of spam, and no other check.
+local allowed_clients = list("allowed-clients", "radix", "clients whose mail passes")
+local allowed_senders = list("allowed-senders", "set", "authors whose mail passes")
+local denied_senders = list("denied-senders", "set", "senders from whom nothing is taken")
+
+local function names(senders, address)
+  if senders:get_key(address) then
+    return true
+  end
+  local domain = address:match("@(.*)$")
+  while domain do
+    if senders:get_key(domain) then
+      return true
+    end
+    domain = domain:match("%.(.*)$")
+  end
+  return false
+end
+
+rspamd_config:register_symbol({
+  name = "DENIED_SENDER",
+  type = "prefilter",
+  callback = function(task)
+    if task:get_user() then
+      return
+    end
+    for _, kind in ipairs({ "smtp", "mime" }) do
+      for _, sender in ipairs(task:get_from(kind) or {}) do
+        if names(denied_senders, sender.addr:lower()) then
+          task:set_pre_result("reject", string.format("no mail of %s is taken here", sender.addr), "posthorn")
+          return
+        end
+      end
+    end
+  end,
+})
+
+-- Before all filters: a score that reaches the limit ends them. Whoever writes as one of us gets nothing by it.
+rspamd_config:register_symbol({
+  name = "ALLOWED_CLIENT",
+  type = "prefilter",
+  score = -100,
+  callback = function(task)
+    local client = task:get_from_ip()
+    if not (client and client:is_valid() and allowed_clients:get_key(client)) then
+      return
+    end
+    for _, author in ipairs(task:get_from("mime") or {}) do
+      if names(domains, author.addr:lower()) then
+        return
+      end
+    end
+    task:insert_result("ALLOWED_CLIENT", 1.0)
+  end,
+})
+
+-- The domains that prove to have sent a mail: of its envelope by SPF, of its signatures by DKIM.
+local function proved(task)
+  local found = {}
+  local sender = (task:get_from("smtp") or {})[1]
+  if sender and sender.domain ~= "" and task:has_symbol("R_SPF_ALLOW") then
+    table.insert(found, sender.domain)
+  end
+  for _, trace in ipairs(task:get_symbol("DKIM_TRACE") or {}) do
+    for _, signer in ipairs(trace.options or {}) do
+      table.insert(found, signer:match("^(.*):%+$"))
+    end
+  end
+  return found
+end
+
+-- Aligned as DMARC means it: of one organization (RFC 7489 section 3.1), whether the domain has a DMARC policy or not.
+local function is_proved(author, by)
+  for _, domain in ipairs(by) do
+    if util.get_tld(domain:lower()) == util.get_tld(author.domain:lower()) then
+      return true
+    end
+  end
+  return false
+end
+
+rspamd_config:register_symbol({
+  name = "ALLOWED_SENDER",
+  -- Also when others have reached the limit.
+  flags = "fine",
+  score = -100,
+  callback = function(task)
+    local authors, by = task:get_from("mime") or {}, proved(task)
+    for _, author in ipairs(authors) do
+      if not (names(allowed_senders, author.addr:lower()) and is_proved(author, by)) then
+        return
+      end
+    end
+    if #authors > 0 and not task:get_user() then
+      task:insert_result("ALLOWED_SENDER", 1.0)
+    end
+  end,
+})
+rspamd_config:register_dependency("ALLOWED_SENDER", "R_SPF_ALLOW")
+rspamd_config:register_dependency("ALLOWED_SENDER", "R_DKIM_ALLOW")
