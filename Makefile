@@ -22,7 +22,7 @@ OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSID
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,15 @@ lab-down: ## Remove the lab, and leave nothing of it behind
 
 lab-status: ## Sites, hosts, addresses and states of the lab
 	@$(TOOLS) -- python -m lab status
+
+lab-fail: ## Break something of the lab: WHAT="host smtp-in-oak", "site oak", "link oak-internet"
+	@$(TOOLS) -- python -m lab fail $(WHAT)
+
+lab-heal: ## Mend it again
+	@$(TOOLS) -- python -m lab heal $(WHAT)
+
+shell: ## A shell in which python -m lab, pytest and pulumi are at hand
+	@$(TOOLS) --machines containers -- bash
 
 bench: ## Measure replication in the lab that runs
 	@$(TOOLS) --machines containers -- python -m lab bench-replication
@@ -86,3 +95,6 @@ unlock: ## Clear the lock and the plugins that a killed run of STACK left
 
 down: ## Remove all of STACK but what is protected, and say how to remove that
 	@$(OPS) down $(STACK) $(FLAGS)
+
+unprotect: ## Let the next make down remove what holds data: NAME, as it was told there
+	@$(OPS) unprotect $(STACK) --name '$(NAME)'

@@ -181,11 +181,25 @@ def down(project: Project, yes: bool) -> int:
         table.add_column("resource")
         table.add_column("to remove it for good, with all that is in it", overflow="fold")
         for resource in kept:
-            urn = resource["urn"]
-            table.add_row(urn.rpartition("::")[2], f"pulumi state unprotect '{urn}' --yes --stack {project.stack}")
+            name = resource["urn"].rpartition("::")[2]
+            table.add_row(name, f"make unprotect STACK={project.stack} NAME={name}")
         console.print(table)
         console.print(f"then make down STACK={project.stack} once more")
     return status
+
+
+def unprotect(project: Project, name: str) -> int:
+    """Lets the next ``down`` remove what holds data. Removes nothing itself."""
+    resources = (records.state_of(project).get("deployment") or {}).get("resources") or []
+    protected = [r["urn"] for r in resources if r.get("protect")]
+    chosen = [urn for urn in protected if urn.rpartition("::")[2] == name]
+    if not chosen:
+        names = ", ".join(urn.rpartition("::")[2] for urn in protected)
+        raise OperatorError(f"NAME={name}: nothing protected is called so (protected: {names or 'nothing'})")
+    for urn in chosen:
+        project.run("state", "unprotect", urn, "--yes")
+    console.print(f"{name} is not protected any more: make down STACK={project.stack} removes it for good")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("check", "compare what is published, served and running with the stack"),
         ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
+        ("unprotect", "let the next down remove what holds data"),
     ):
         command = commands.add_parser(name, help=words)
         command.add_argument("stack")
@@ -213,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
+        command.add_argument("--name", default="", help="unprotect: what down named")
         command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
         command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
         command.add_argument("--server", choices=name_server.SERVERS, default=name_server.SERVERS[0])
@@ -244,6 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case "refresh":
                 return refresh(project, said.without, options.yes)
+            case "unprotect":
+                return unprotect(project, options.name)
             case _:
                 return down(project, options.yes)
     except (StackError, OperatorError, FileExistsError) as error:

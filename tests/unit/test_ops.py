@@ -140,3 +140,21 @@ def test_machines_are_made_anew_for_another_debian_one_at_a_time(keyed_config: d
         " one at a time (docs/upgrade-12-to-13.md)"
     ]
     assert running.anew_at_once(parse("lab", "f", config), {"deployment": None}) == []
+
+
+def test_what_holds_data_is_unprotected_by_the_name_that_down_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urn = "urn:pulumi:x::posthorn::posthorn:index:Machine$libvirt:index/volume:Volume::maildrop-oak-data"
+    state = {"deployment": {"resources": [{"urn": urn, "protect": True}, {"urn": "urn:x::smtp-in-oak-system"}]}}
+    asked: list[tuple[str, ...]] = []
+
+    def run(self: running.Project, *arguments: str, text: str | None = None) -> str:
+        asked.append(arguments)
+        return json.dumps(state)
+
+    monkeypatch.setattr(running.Project, "run", run)
+    assert main(["unprotect", "x", "--name", "maildrop-oak-data"]) == 0
+    assert asked[-1] == ("state", "unprotect", urn, "--yes")
+    assert main(["unprotect", "x", "--name", "smtp-in-oak-system"]) == 1
+    assert "protected: maildrop-oak-data" in " ".join(capsys.readouterr().out.split())
