@@ -21,8 +21,12 @@ INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator 
 OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
+# What a variable holds as one word of the shell, whatever stands in it: a Message-ID is a stranger's text.
+quoted = '$(subst ','\'',$(value $(1)))'
+unexport WHAT SINCE
+
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down unprotect
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +90,9 @@ up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=
 
 check: ## Compare what is published, served and running with STACK (JSON=1 for machines, METRICS=file, WITHOUT=site)
 	@$(OPS) check $(STACK) $(FLAGS) $(if $(JSON),--json) $(if $(METRICS),--metrics $(METRICS))
+
+trace: ## Tell what became of a mail of STACK: WHAT=address, Message-ID or queue ID (SINCE=3h, 2d by default; WITHOUT=site)
+	@$(OPS) trace $(STACK) $(FLAGS) --what=$(call quoted,WHAT) --since=$(call quoted,SINCE)
 
 refresh: ## Compare the state of STACK with what is there
 	@$(OPS) refresh $(STACK) $(FLAGS)

@@ -170,6 +170,28 @@ def check(project: Project, without: Sequence[str], as_json: bool, metrics: Path
     return status(findings)
 
 
+def trace(project: Project, what: str, since: str, without: Sequence[str]) -> int:
+    """Tells what became of the mails of an address, a Message-ID or a queue ID. 0 when any was found."""
+    from check import trace as tracing
+
+    stack = project.load()
+    excluded(stack, without)
+    try:
+        found, silent = tracing.trace(stack, what, since or tracing.SINCE, without)
+    except tracing.TraceError as error:
+        raise OperatorError(str(error)) from None
+    within = tracing.inside(stack)
+    for story in found:
+        for line in tracing.told(story, within):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print()
+    for host, why in silent.items():
+        console.print(f"{host} {why}: its part is missing", style="red", markup=False)
+    mails = f"{len(found)} mails" if len(found) != 1 else "1 mail"
+    console.print(f"{project.stack}: {mails} since {since or tracing.SINCE} ago")
+    return 0 if found else 1
+
+
 def down(project: Project, yes: bool) -> int:
     """Removes all but what is protected, and says how to remove that."""
     # The program has to run: machines are shut down by it before they are deleted.
@@ -216,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("preview", "show what would change"),
         ("refresh", "compare the state with what is there"),
         ("check", "compare what is published, served and running with the stack"),
+        ("trace", "tell what became of a mail"),
         ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
         ("unprotect", "let the next down remove what holds data"),
@@ -228,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
+        command.add_argument("--what", default="", help="trace: an address, a Message-ID or a queue ID")
+        command.add_argument("--since", default="", help="trace: how long ago to begin, as 3h or 2d")
         command.add_argument("--name", default="", help="unprotect: what down named")
         command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
         command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
@@ -254,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return preview(project, said)
             case "check":
                 return check(project, said.without, options.json, options.metrics)
+            case "trace":
+                return trace(project, options.what, options.since, said.without)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)
