@@ -23,10 +23,10 @@ FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) 
 
 # What a variable holds as one word of the shell, whatever stands in it: a Message-ID is a stranger's text.
 quoted = '$(subst ','\'',$(value $(1)))'
-unexport WHAT SINCE
+unexport WHAT SINCE RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace refresh unlock down unprotect
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,12 @@ check: ## Compare what is published, served and running with STACK (JSON=1 for m
 
 trace: ## Tell what became of a mail of STACK: WHAT=address, Message-ID or queue ID (SINCE=3h, 2d by default; WITHOUT=site)
 	@$(OPS) trace $(STACK) $(FLAGS) --what=$(call quoted,WHAT) --since=$(call quoted,SINCE)
+
+ssh: ## Go to HOST of STACK, whose key is the pinned one (RUN="command": run that there)
+	@$(OPS) ssh $(STACK) --host '$(HOST)' --run=$(call quoted,RUN)
+
+known-hosts: ## Print the SSH keys of all hosts of STACK, for ~/.ssh/known_hosts
+	@$(OPS) known-hosts $(STACK)
 
 refresh: ## Compare the state of STACK with what is there
 	@$(OPS) refresh $(STACK) $(FLAGS)

@@ -21,7 +21,7 @@ from model.base import StackError
 from model.keys import Keys, PrivateKeys
 from model.load import PROJECT
 from ops import keys as keymaking
-from ops import name_server, records, stackfile
+from ops import name_server, records, ssh, stackfile
 from ops.pulumi import OperatorError, Project, anew_at_once, excluded, left_behind, locked_out, unlock, unreachable
 from ops.render import render_stack
 
@@ -192,6 +192,19 @@ def trace(project: Project, what: str, since: str, without: Sequence[str]) -> in
     return 0 if found else 1
 
 
+def go_to(project: Project, host: str, run: str) -> int:
+    """Becomes ssh to a host, with the key that the stack pins."""
+    command = ssh.command(project.load(), host, run)
+    os.execvp(command[0], command)
+
+
+def print_known_hosts(project: Project) -> int:
+    """Prints the pinned keys of all hosts, for ~/.ssh/known_hosts."""
+    for line in ssh.known_hosts(project.load()):
+        print(line)
+    return 0
+
+
 def down(project: Project, yes: bool) -> int:
     """Removes all but what is protected, and says how to remove that."""
     # The program has to run: machines are shut down by it before they are deleted.
@@ -239,6 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("refresh", "compare the state with what is there"),
         ("check", "compare what is published, served and running with the stack"),
         ("trace", "tell what became of a mail"),
+        ("ssh", "go to a host, or run something there"),
+        ("known-hosts", "print the SSH keys of all hosts"),
         ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
         ("unprotect", "let the next down remove what holds data"),
@@ -253,6 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--key", default="")
         command.add_argument("--what", default="", help="trace: an address, a Message-ID or a queue ID")
         command.add_argument("--since", default="", help="trace: how long ago to begin, as 3h or 2d")
+        command.add_argument("--host", default="", help="ssh: where to go")
+        command.add_argument("--run", default="", help="ssh: what to run there, for its shell")
         command.add_argument("--name", default="", help="unprotect: what down named")
         command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
         command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
@@ -281,6 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return check(project, said.without, options.json, options.metrics)
             case "trace":
                 return trace(project, options.what, options.since, said.without)
+            case "ssh":
+                return go_to(project, options.host, options.run)
+            case "known-hosts":
+                return print_known_hosts(project)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)
