@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
+from lab import foreign
 from tests.lab.conftest import Lab
 from tests.lab.steps import MX, eventually, id_of, log, mail, stopped, submission, talk, tried_again
 
@@ -26,17 +27,24 @@ def told(lab: Lab, what: str, *words: str) -> list[str]:
 
 
 def test_a_mail_that_was_delivered_is_followed_to_its_mailbox(lab: Lab) -> None:
-    text = mail(to="postmaster@hill.example")
-    sent = {"from": "bob@far.example", "recipients": ["postmaster@hill.example"], "data": text}
-    assert talk(lab, server=MX["elm"], **sent)["end"][0] == 250
-    lines = told(lab, id_of(text), "delivered to mailbox INBOX of ann at maildrop-")
-    assert lines[0].startswith(id_of(text)) and "from bob@far.example" in lines[0]
+    message_id = foreign.send(lab.state, sender="bob@far.example", to="postmaster@hill.example", subject="A word")
+    lines = told(lab, message_id, "delivered to mailbox INBOX of ann at maildrop-")
+    assert lines[0].startswith(message_id) and "from bob@far.example" in lines[0]
     hosts = [line.split()[2] for line in lines if line.startswith("  ") and "→" not in line]
-    assert hosts[0] == "smtp-in-elm" and {host.partition("-")[0] for host in hosts} == {"smtp", "frontend", "maildrop"}
+    assert hosts[0].startswith("smtp-in-") and {host.partition("-")[0] for host in hosts} >= {"frontend", "maildrop"}
     assert any("rspamd: no action" in line for line in lines)
-    assert id_of(text) in trace(lab, "POSTMASTER@hill.example", "--since", "10m").stdout
+    assert message_id in trace(lab, "POSTMASTER@hill.example", "--since", "10m").stdout
     queue_id = lines[1].partition("postfix/smtpd: ")[2].partition(":")[0]
-    assert id_of(text) in trace(lab, queue_id).stdout
+    assert message_id in trace(lab, queue_id).stdout
+
+
+def test_a_mail_that_was_put_off_is_told_with_what_the_scanner_found(lab: Lab) -> None:
+    # A stranger writes as bob for the first time: SPF and DMARC fail, and it is to come again.
+    text = mail(to="ben@hill.example")
+    sent = {"from": "bob@far.example", "recipients": ["ben@hill.example"], "data": text}
+    assert talk(lab, server=MX["elm"], **sent)["end"][0] == 451
+    lines = told(lab, id_of(text), "put off by smtp-in-elm for ben@hill.example", "4.7.1 Try again later")
+    assert any("rspamd: soft reject" in line and "R_SPF_FAIL" in line for line in lines), lines
 
 
 def test_a_mail_that_was_refused_is_told_with_the_reason(lab: Lab) -> None:
@@ -45,12 +53,12 @@ def test_a_mail_that_was_refused_is_told_with_the_reason(lab: Lab) -> None:
     told(lab, "nobody.at.all@hill.example", "refused by smtp-in-ash", "550 5.1.1", "User unknown")
 
 
-def test_spam_that_was_refused_is_told_with_what_the_scanner_found(lab: Lab) -> None:
+def test_spam_that_was_refused_is_told_with_the_scanner_s_word(lab: Lab) -> None:
     text = mail(body=GTUBE)
     sent = {"from": "bob@far.example", "recipients": ["ann@hill.example"], "data": text}
     assert talk(lab, **sent)["end"][0] == 554
-    lines = told(lab, id_of(text), "refused by smtp-in-oak for ann@hill.example")
-    assert any("rspamd: reject" in line and "GTUBE" in line for line in lines), lines
+    lines = told(lab, id_of(text), "refused by smtp-in-oak for ann@hill.example", "Gtube pattern")
+    assert any("rspamd: reject, 15.00/15.00" in line for line in lines), lines
 
 
 def test_a_mail_that_waits_is_told_with_its_queue_and_then_with_its_end(lab: Lab) -> None:
