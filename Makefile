@@ -22,8 +22,12 @@ INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator 
 OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
 FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
+# What a variable holds as one word of the shell, whatever stands in it: a Message-ID is a stranger's text.
+quoted = '$(subst ','\'',$(value $(1)))'
+unexport WHAT SINCE RUN
+
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check refresh unlock down
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +40,15 @@ lab-down: ## Remove the lab, and leave nothing of it behind
 
 lab-status: ## Sites, hosts, addresses and states of the lab
 	@$(TOOLS) -- python -m lab status
+
+lab-fail: ## Break something of the lab: WHAT="host smtp-in-oak", "site oak", "link oak-internet"
+	@$(TOOLS) -- python -m lab fail $(WHAT)
+
+lab-heal: ## Mend it again
+	@$(TOOLS) -- python -m lab heal $(WHAT)
+
+shell: ## A shell in which python -m lab, pytest and pulumi are at hand
+	@$(TOOLS) --machines containers -- bash
 
 bench: ## Measure replication in the lab that runs
 	@$(TOOLS) --machines containers -- python -m lab bench-replication
@@ -79,6 +92,15 @@ up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=
 check: ## Compare what is published, served and running with STACK (JSON=1 for machines, METRICS=file, WITHOUT=site)
 	@$(OPS) check $(STACK) $(FLAGS) $(if $(JSON),--json) $(if $(METRICS),--metrics $(METRICS))
 
+trace: ## Tell what became of a mail of STACK: WHAT=address, Message-ID or queue ID (SINCE=3h, 2d by default; WITHOUT=site)
+	@$(OPS) trace $(STACK) $(FLAGS) --what=$(call quoted,WHAT) --since=$(call quoted,SINCE)
+
+ssh: ## Go to HOST of STACK, whose key is the pinned one (RUN="command": run that there)
+	@$(OPS) ssh $(STACK) --host '$(HOST)' --run=$(call quoted,RUN)
+
+known-hosts: ## Print the SSH keys of all hosts of STACK, for ~/.ssh/known_hosts
+	@$(OPS) known-hosts $(STACK)
+
 refresh: ## Compare the state of STACK with what is there
 	@$(OPS) refresh $(STACK) $(FLAGS)
 
@@ -87,3 +109,6 @@ unlock: ## Clear the lock and the plugins that a killed run of STACK left
 
 down: ## Remove all of STACK but what is protected, and say how to remove that
 	@$(OPS) down $(STACK) $(FLAGS)
+
+unprotect: ## Let the next make down remove what holds data: NAME, as it was told there
+	@$(OPS) unprotect $(STACK) --name '$(NAME)'

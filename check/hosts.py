@@ -22,8 +22,8 @@ QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 QUEUE_MANY = 200
 LESSONS_LATE = 1 * HOUR
 CLOCK_SECONDS, CLOCK_SOON = 5.0, 1.0
-RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 24
-"""It is looked at every hour; an authority that is down for a day is no trouble yet."""
+RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 72
+"""It is tried every twenty minutes: an authority that is down for a day is no trouble yet."""
 LEARNT = 200
 """min_learns of rspamd's statistics, as it comes."""
 LISTS_DAYS = 4
@@ -198,7 +198,7 @@ def _packages(stack: Stack, host: Host, place: Place, report: Report) -> Finding
 
 def _renewal(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     renewal, now = report["renewal"], report["time"]
-    advice = "journalctl -u posthorn-certificate on it says why; it tries again every hour"
+    advice = "journalctl -u posthorn-certificate on it says why; it tries again every twenty minutes"
     since = now - dt.datetime.fromisoformat(renewal["tried"]).timestamp()
     if since > RENEWAL_LATE:
         yield place.wrong(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ ROLES = (
 ).split()
 ABROAD = ["knot", "opendmarc", "pebble", "postfix-policyd-spf-python"]
 """What only the lab's own machines need: name servers, an authority, the checks of the foreign host."""
+KEPT_SECONDS = 30 * 86400
+"""How long an image is kept that no lab was started from."""
 OWN = 12
 """The release of the lab's own machines, whatever the stack's hosts run."""
 
@@ -98,6 +101,24 @@ def folder(release: int) -> Path:
     return CACHE / "images" / f"debian-{release}-{digest}"
 
 
+def note_use(image: Path) -> None:
+    """Notes that a lab starts from an image, for `forget`."""
+    for path in (image, repository.folder(image)):
+        if path.exists():
+            os.utime(path)
+
+
+def forget(images: Path, now: float) -> list[Path]:
+    """Removes what no lab was started from for a month, and returns it: a change of a recipe leaves an image behind.
+
+    For when no lab runs: one that does has what it was started from, however long ago.
+    """
+    old = [path for path in sorted(images.glob("*")) if now - path.stat().st_mtime > KEPT_SECONDS]
+    for path in old:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return old
+
+
 def is_made(release: int) -> bool:
     """Whether the cache holds an image and the packages that are served beside it."""
     image = folder(release)
@@ -118,6 +139,7 @@ def make(release: int, log: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         root = _make(release, image, log)
         repository.make(image, SUITES[release], _sources(SUITES[release]))
+        note_use(image)
         return root
 
 

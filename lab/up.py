@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lab import containers, foreign, image, internet, live, network
 from lab.proof import prove
-from lab.state import FOLDER, LAB, LabError, State, load, load_or_make, stack
+from lab.state import CACHE, FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
 from model.stack import Stack
 from ops.name_server import asking_hosts
@@ -115,6 +115,7 @@ def images(phases: Phases, releases: Collection[int]) -> None:
         if not image.is_made(needed):
             with phases.phase(f"Debian {needed} image"):
                 image.make(needed, logs / f"image-{needed}.log")
+        image.note_use(image.folder(needed))
 
 
 def infrastructure(phases: Phases, machines: str, virtual: Collection[str] = (), release: int | None = None) -> State:
@@ -293,17 +294,18 @@ def down(console: Console) -> None:
     with _lock():
         started = time.monotonic()
         machines, namespaces = _remove()
-        _remove_logs()
+        _remove_what_labs_share()
     LOCK.unlink(missing_ok=True)
     took = time.monotonic() - started
     console.print(f"the lab is gone: {machines} containers, {namespaces} namespaces, {took:.1f} s")
 
 
-def _remove_logs() -> None:
-    """The logs are those of all labs: they go with the last one."""
+def _remove_what_labs_share() -> None:
+    """Logs, and images that are not used any more: they go with the last lab."""
     base = FOLDER.parent
     if base.exists() and all(path.name == "logs" for path in base.iterdir()):
         shutil.rmtree(base, ignore_errors=True)
+        image.forget(CACHE / "images", time.time())
 
 
 def status(console: Console) -> None:

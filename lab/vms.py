@@ -35,7 +35,9 @@ def start(phases: Phases, state: State) -> None:
     try:
         for release in sorted({state.release_of(host) for host in state.virtual}):
             with phases.phase(f"Debian {release} image of the virtual machines"):
-                made[str(release)] = vm_image(image.folder(release) / "root", CACHE / "images").settings()
+                found = vm_image(image.folder(release) / "root", CACHE / "images")
+                image.note_use(found.folder)
+                made[str(release)] = found.settings()
         if not all(one.running() for one in all_of_them.values()):
             with phases.phase(f"{len(all_of_them)} hypervisors"), ThreadPoolExecutor() as pool:
                 list(pool.map(lambda one: one.start(state.operator_public_key), all_of_them.values()))

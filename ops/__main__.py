@@ -24,7 +24,7 @@ from model.keys import Keys, PrivateKeys, PublicKeys
 from model.load import PROJECT
 from model.mail import HASHED_BYTES
 from ops import keys as keymaking
-from ops import name_server, records, rolling, stackfile
+from ops import name_server, records, rolling, ssh, stackfile
 from ops.pulumi import (
     OperatorError,
     Project,
@@ -43,7 +43,7 @@ console = Console(highlight=False)
 
 TAKEN_BY = {
     # Not by down: what is left out of a removal keeps all that it depends on, and sites depend on one another.
-    "without": ("up", "preview", "refresh", "check"),
+    "without": ("up", "preview", "refresh", "check", "trace"),
     "adopt": ("up", "preview"),
     "delete": ("up", "preview"),
 }
@@ -231,6 +231,41 @@ def check(project: Project, without: Sequence[str], as_json: bool, metrics: Path
     return status(findings)
 
 
+def trace(project: Project, what: str, since: str, without: Sequence[str]) -> int:
+    """Tells what became of the mails of an address, a Message-ID or a queue ID. 0 when any was found."""
+    from check import trace as tracing
+
+    stack = project.load()
+    excluded(stack, without)
+    try:
+        found, silent = tracing.trace(stack, what, since or tracing.SINCE, without)
+    except tracing.TraceError as error:
+        raise OperatorError(str(error)) from None
+    within = tracing.inside(stack)
+    for story in found:
+        for line in tracing.told(story, within):
+            console.print(line, markup=False, soft_wrap=True)
+        console.print()
+    for host, why in silent.items():
+        console.print(f"{host} {why}: its part is missing", style="red", markup=False)
+    mails = f"{len(found)} mails" if len(found) != 1 else "1 mail"
+    console.print(f"{project.stack}: {mails} since {since or tracing.SINCE} ago")
+    return 0 if found else 1
+
+
+def go_to(project: Project, host: str, run: str) -> int:
+    """Becomes ssh to a host, with the key that the stack pins."""
+    command = ssh.command(project.load(), host, run)
+    os.execvp(command[0], command)
+
+
+def print_known_hosts(project: Project) -> int:
+    """Prints the pinned keys of all hosts, for ~/.ssh/known_hosts."""
+    for line in ssh.known_hosts(project.load()):
+        print(line)
+    return 0
+
+
 def down(project: Project, yes: bool) -> int:
     """Removes all but what is protected, and says how to remove that."""
     # The program has to run: machines are shut down by it before they are deleted.
@@ -242,11 +277,25 @@ def down(project: Project, yes: bool) -> int:
         table.add_column("resource")
         table.add_column("to remove it for good, with all that is in it", overflow="fold")
         for resource in kept:
-            urn = resource["urn"]
-            table.add_row(urn.rpartition("::")[2], f"pulumi state unprotect '{urn}' --yes --stack {project.stack}")
+            name = resource["urn"].rpartition("::")[2]
+            table.add_row(name, f"make unprotect STACK={project.stack} NAME={name}")
         console.print(table)
         console.print(f"then make down STACK={project.stack} once more")
     return status
+
+
+def unprotect(project: Project, name: str) -> int:
+    """Lets the next ``down`` remove what holds data. Removes nothing itself."""
+    resources = (records.state_of(project).get("deployment") or {}).get("resources") or []
+    protected = [r["urn"] for r in resources if r.get("protect")]
+    chosen = [urn for urn in protected if urn.rpartition("::")[2] == name]
+    if not chosen:
+        names = ", ".join(urn.rpartition("::")[2] for urn in protected)
+        raise OperatorError(f"NAME={name}: nothing protected is called so (protected: {names or 'nothing'})")
+    for urn in chosen:
+        project.run("state", "unprotect", urn, "--yes")
+    console.print(f"{name} is not protected any more: make down STACK={project.stack} removes it for good")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,8 +312,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("preview", "show what would change"),
         ("refresh", "compare the state with what is there"),
         ("check", "compare what is published, served and running with the stack"),
+        ("trace", "tell what became of a mail"),
+        ("ssh", "go to a host, or run something there"),
+        ("known-hosts", "print the SSH keys of all hosts"),
         ("unlock", "clear the lock and the plugins that a killed run left"),
         ("down", "remove all but what is protected"),
+        ("unprotect", "let the next down remove what holds data"),
     ):
         command = commands.add_parser(name, help=words)
         command.add_argument("stack")
@@ -275,6 +328,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
         command.add_argument("--key", default="")
+        command.add_argument("--what", default="", help="trace: an address, a Message-ID or a queue ID")
+        command.add_argument("--since", default="", help="trace: how long ago to begin, as 3h or 2d")
+        command.add_argument("--host", default="", help="ssh: where to go")
+        command.add_argument("--run", default="", help="ssh: what to run there, for its shell")
+        command.add_argument("--name", default="", help="unprotect: what down named")
         command.add_argument("--json", action="store_true", help="check: everything that was found, for a machine")
         command.add_argument("--metrics", type=Path, help="check: a file for the node exporter of Prometheus")
         command.add_argument("--server", choices=name_server.SERVERS, default=name_server.SERVERS[0])
@@ -308,12 +366,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return preview(project, said)
             case "check":
                 return check(project, said.without, options.json, options.metrics)
+            case "trace":
+                return trace(project, options.what, options.since, said.without)
+            case "ssh":
+                return go_to(project, options.host, options.run)
+            case "known-hosts":
+                return print_known_hosts(project)
             case "unlock":
                 for line in unlock(project):
                     console.print(line)
                 return 0
             case "refresh":
                 return refresh(project, said.without, options.yes)
+            case "unprotect":
+                return unprotect(project, options.name)
             case _:
                 return down(project, options.yes)
     except (StackError, Conflict, OperatorError, FileExistsError) as error:

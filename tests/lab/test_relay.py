@@ -157,7 +157,7 @@ def test_a_push_whose_packages_cannot_be_had_leaves_the_host_as_it_was(lab: Lab)
 
 
 def test_security_updates_come_by_themselves(lab: Lab) -> None:
-    host = "frontend-ash"
+    host, fqdn = "frontend-ash", "frontend.ash.net.hill.example"
 
     def version() -> str:
         return str(lab.run(host, "dpkg-query", "-W", "-f", "${Version}", repository.TRIAL).stdout)
@@ -170,5 +170,8 @@ def test_security_updates_come_by_themselves(lab: Lab) -> None:
         lab.run(host, "sh", "-c", "rm -f /var/lib/apt/periodic/*")
         lab.run(host, "systemctl", "start", "apt-daily.service", "apt-daily-upgrade.service")
         eventually(lambda: version() == "2")
+        # And the postmaster reads of it.
+        told = ("doveadm", "search", "-u", "ann", "from", f"root@{fqdn}", "subject", "unattended-upgrades")
+        eventually(lambda: lab.run("maildrop-oak", *told).stdout.strip())
     finally:
         lab.run(host, "apt-get", "-q", "-y", "purge", repository.TRIAL)

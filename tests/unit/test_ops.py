@@ -19,6 +19,7 @@ import yaml
 from model.load import load, parse
 from model.stack import Stack
 from ops import pulumi as running
+from ops import ssh
 from ops.__main__ import main
 from ops.render import render_stack
 from tests.unit.conftest import LAB
@@ -253,3 +254,31 @@ def test_a_password_is_hashed_whole_or_not_at_all(
         if status == 0:
             assert re.fullmatch(r"\{BLF-CRYPT\}\$2b\$12\$[./A-Za-z0-9]{53}\n", said)
     assert "a password has at most 72 bytes" in " ".join(said.split())
+
+
+def test_what_holds_data_is_unprotected_by_the_name_that_down_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urn = "urn:pulumi:x::posthorn::posthorn:index:Machine$libvirt:index/volume:Volume::maildrop-oak-data"
+    state = {"deployment": {"resources": [{"urn": urn, "protect": True}, {"urn": "urn:x::smtp-in-oak-system"}]}}
+    asked: list[tuple[str, ...]] = []
+
+    def run(self: running.Project, *arguments: str, text: str | None = None) -> str:
+        asked.append(arguments)
+        return json.dumps(state)
+
+    monkeypatch.setattr(running.Project, "run", run)
+    assert main(["unprotect", "x", "--name", "maildrop-oak-data"]) == 0
+    assert asked[-1] == ("state", "unprotect", urn, "--yes")
+    assert main(["unprotect", "x", "--name", "smtp-in-oak-system"]) == 1
+    assert "protected: maildrop-oak-data" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_operator_goes_to_a_host_with_the_pinned_key_alone(keyed_stack: Stack) -> None:
+    words = ssh.command(keyed_stack, "smtp-in-oak", "postqueue -p")
+    key = " ".join(keyed_stack.all_hosts["smtp-in-oak"].host_key(keyed_stack.keys).split()[:2])
+    assert f"KnownHostsCommand=/bin/echo %H {key}" in words and "UserKnownHostsFile=none" in words
+    assert words[-2:] == ["root@198.18.1.11", "postqueue -p"]
+    assert f"smtp-in-oak,198.18.1.11 {key}" in list(ssh.known_hosts(keyed_stack))
+    with pytest.raises(running.OperatorError, match="no such host"):
+        ssh.command(keyed_stack, "smtp-in-oat")

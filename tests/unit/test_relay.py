@@ -69,3 +69,15 @@ def test_the_password_is_for_its_daemon_alone_and_in_no_bundle(keyed_config: dic
 def test_only_a_host_that_sends_its_own_mail_gives_up_postfix(keyed_stack: Stack) -> None:
     for host in keyed_stack.all_hosts.values():
         assert ("postfix" in bundle(keyed_stack, host)["replaces"]) == host.has("relay-client")
+
+
+def test_upgrades_are_reported_where_a_host_can_send_mail(config: dict[str, Any]) -> None:
+    def settings(name: str) -> str:
+        return str(bundle(stack, stack.all_hosts[name])["files"]["/etc/apt/apt.conf.d/52posthorn"]["content"])
+
+    config["hosts"]["frontend-elm"]["roles"].remove("relay-client")
+    config["machine_users"]["doors"]["hosts"].remove("frontend-elm")
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    for name in ("smtp-in-oak", "smtp-out-oak", "maildrop-oak", "frontend-oak"):
+        assert 'Unattended-Upgrade::Mail "root";' in settings(name)
+    assert "Mail" not in settings("frontend-elm")
