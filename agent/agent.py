@@ -81,9 +81,11 @@ def write(path: Path, content: bytes, mode: int, owner: int, group: int) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # A full disk names no file.
         raise
 
 
@@ -632,7 +634,7 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
         while True:
             try:
                 wrong = PROBES[probe["kind"]](probe)
-            except (OSError, smtplib.SMTPException, http.client.HTTPException, EOFError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
                 wrong = str(error) or type(error).__name__
             if wrong is None:
                 break
@@ -731,12 +733,18 @@ def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int]
     return kept
 
 
-def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> None:
+def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> list[str]:
+    """Puts every file back that can be. Returns what could not, in the system's words."""
+    stuck = []
     for path, before in kept.items():
-        if before is None:
-            Path(path).unlink(missing_ok=True)
-        else:
-            write(Path(path), *before)
+        try:
+            if before is None:
+                Path(path).unlink(missing_ok=True)
+            else:
+                write(Path(path), *before)
+        except OSError as error:
+            stuck.append(str(error))
+    return stuck
 
 
 def apply(bundle: dict[str, Any]) -> None:
@@ -764,10 +772,10 @@ def apply(bundle: dict[str, Any]) -> None:
         wait_until_healthy(probes, bundle.get("health_seconds", 60))
         _steady(change)
         clock.lap("health")
-    except Failed as failure:
-        put_back(kept)
-        _return_units(change, kept)
-        raise Failed(f"{failure}\nThe files were put back, and the services run with them as before.") from None
+    except Exception as error:
+        # Whatever it was, this host is not left half changed.
+        said = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        raise Failed(f"{said}\n{_roll_back(change, kept)}") from error
     _remember(change, compiled)
     _summary(change, compiled, installed, clock)
 
@@ -818,6 +826,19 @@ def _steady(change: Change) -> None:
             raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
 
 
+def _roll_back(change: Change, kept: dict[str, Any]) -> str:
+    """Puts files and units back together. Returns how that went, as a sentence."""
+    stuck = put_back(kept)
+    _return_units(change, kept)
+    try:
+        change.state.save()
+    except OSError as error:
+        stuck.append(str(error))
+    if stuck:
+        return f"Not all files could be put back: {'; '.join(stuck)}"
+    return "The files were put back, and the services run with them as before."
+
+
 def _return_units(change: Change, kept: dict[str, Any]) -> None:
     if any(path.startswith(UNIT_FOLDER) for path in kept):
         run("systemctl", "daemon-reload")
@@ -835,7 +856,6 @@ def _return_units(change: Change, kept: dict[str, Any]) -> None:
         if content is None:
             change.state.get("files").pop(path, None)
             change.state.get("compiled").pop(path, None)
-    change.state.save()
 
 
 def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
@@ -916,7 +936,7 @@ def main(bundle: dict[str, Any]) -> None:
                 report(bundle)
             else:
                 apply(bundle)
-    except Failed as failure:
+    except (Failed, OSError) as failure:
         lines = str(failure).splitlines() or ["?"]
         print(f"{bundle.get('host', '?')}: " + "\n  ".join(lines), file=sys.stderr, flush=True)
         sys.exit(1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import json
 import os
+import pwd
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +88,170 @@ def test_where_no_number_changed_nothing_is_touched(disk: Disk) -> None:
 def test_a_folder_that_is_new_has_the_numbers_of_its_owners_from_the_start(disk: Disk) -> None:
     agent.give_back([str(disk.folder / "new")], BEFORE)
     assert json.loads((disk.folder / "new" / ".owners").read_text()) == BEFORE
+
+
+# A host that is a folder, with a systemd that is a table
+
+
+class Host:
+    """A host with ``files``, and with units that do as systemctl(1) says."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.units: dict[str, dict[str, str]] = {}
+        self.commands: list[str] = []
+        self.is_full_for: Callable[[Path], bool] = lambda path: False
+        (folder / "units").mkdir()
+        monkeypatch.setattr(agent, "HOME", folder / "home")
+        monkeypatch.setattr(agent, "UNIT_FOLDER", f"{folder}/units/")
+        monkeypatch.setattr(agent, "run", self._run)
+        monkeypatch.setattr(agent, "install_packages", lambda *_: 0)
+        monkeypatch.setattr(agent, "give_back", lambda *_: None)
+        monkeypatch.setattr(os, "fchown", lambda *_: None)
+        self._write = agent.write
+        monkeypatch.setattr(agent, "write", self._write_or_refuse)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def text(self, name: str) -> str:
+        return self.path(name).read_text()
+
+    def bundle(self, files: dict[str, str], units: dict[str, list[str]], **more: Any) -> dict[str, Any]:
+        """A bundle with files by name, and units by the names of files whose change restarts them."""
+        owner, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
+        empty: dict[str, Any] = {"packages": [], "replaces": [], "users": {}, "directories": {}, "secrets": {}}
+        empty |= {"agent": "", "compile": [], "checks": [], "masked": [], "kept": [], "health": [], "health_seconds": 0}
+        return {
+            "host": "here",
+            **empty,
+            "files": {
+                str(self.path(name)): {"content": text, "mode": "0644", "owner": owner, "group": group}
+                for name, text in files.items()
+            },
+            "units": {
+                unit: {
+                    "service": unit.partition(".")[0],
+                    "restart_on": [str(self.path(name)) for name in names],
+                    "reload_on": [],
+                }
+                for unit, names in units.items()
+            },
+            **more,
+        }
+
+    def _write_or_refuse(self, path: Path, *rest: Any) -> None:
+        if self.is_full_for(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        self._write(path, *rest)
+
+    def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        said = ""
+        if command[:2] == ("systemctl", "show"):
+            asked = command[command.index("--") + 1 :]
+            said = "\n\n".join("\n".join(f"{k}={v}" for k, v in self._state(unit).items()) for unit in asked)
+        elif command[0] == "systemctl":
+            words = [word for word in command[1:] if not word.startswith("--")]
+            self.commands.append(" ".join(words))
+            self._do(words[0], words[1:], now="--now" in command)
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    def _state(self, unit: str) -> dict[str, str]:
+        fresh = {"Id": unit, "ActiveState": "inactive", "UnitFileState": "disabled", "NeedDaemonReload": "no"}
+        return self.units.setdefault(unit, fresh)
+
+    def _do(self, verb: str, units: list[str], *, now: bool) -> None:
+        if verb == "daemon-reload":
+            units = list(self.units)
+        for unit in units:
+            state = self._state(unit)
+            if verb == "daemon-reload":
+                state["NeedDaemonReload"] = "no"
+            if verb in ("start", "restart") and state["UnitFileState"] != "masked":
+                state["ActiveState"] = "active"
+            if verb in ("enable", "disable", "mask"):
+                state["UnitFileState"] = f"{verb}d" if verb != "mask" else "masked"
+            if verb == "unmask":
+                state["UnitFileState"] = "disabled"
+            if verb == "stop" or (verb == "disable" and now):
+                state["ActiveState"] = "inactive"
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def refusal(bundle: dict[str, Any]) -> str:
+    """What the agent says of a bundle that it cannot apply."""
+    with pytest.raises(agent.Failed) as failure:
+        agent.apply(bundle)
+    return str(failure.value)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str | None]) -> list[dict[str, Any]]:
+    """The transaction of a service named nginx, with what it answers."""
+    monkeypatch.setitem(agent.PROBES, "test", lambda probe: answer())
+    return [{"service": "nginx", "kind": "test"}]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host: Host) -> None:
+    units = {"nginx.service": ["a", "b"]}
+    agent.apply(host.bundle({"a": "old", "b": "old"}, units))
+    host.is_full_for = lambda path: path == host.path("b") and host.text("a") == "new"
+    said = refusal(host.bundle({"a": "new", "b": "new"}, units))
+    assert (host.text("a"), host.text("b")) == ("old", "old")
+    assert f"No space left on device: '{host.path('b')}'" in said
+
+
+def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(host: Host) -> None:
+    units = {"nginx.service": ["a", "b", "c"]}
+    agent.apply(host.bundle({"a": "old", "b": "old", "c": "old"}, units))
+    # It takes two files, and then neither the third nor the first again.
+    host.is_full_for = lambda path: path.name == "c" or (path.name == "a" and host.text("a") == "new")
+    said = refusal(host.bundle({"a": "new", "b": "new", "c": "new"}, units))
+    assert host.text("b") == "old"
+    _, _, undone = said.partition("\n")
+    assert undone.startswith("Not all files could be put back: ") and f"'{host.path('a')}'" in undone
+
+
+def test_a_service_that_answers_nonsense_is_not_well_and_its_files_are_put_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    health = answering(monkeypatch, lambda: b"\xff".decode())
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=health))
+    assert host.text("a") == "old"
+    assert said.startswith("nginx: test: 'utf-8' codec can't decode")
+
+
+def test_an_error_that_nobody_thought_of_puts_the_files_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(change: Any) -> None:
+        raise KeyError("what")
+
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    monkeypatch.setattr(agent, "_steady", broken)
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}))
+    assert host.text("a") == "old"
+    assert said.startswith("KeyError: 'what'\n")
+
+
+def test_an_error_of_the_system_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agent, "HOME", tmp_path / "file" / "home")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        agent.main({"host": "here"})
+    assert capsys.readouterr().err.startswith("here: [Errno 20] Not a directory: ")
+
+
+def test_a_full_disk_names_the_file_that_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=str(tmp_path / "a")):
+        agent.write(tmp_path / "a", b"new", 0o644, 0, 0)
+    assert list(tmp_path.iterdir()) == []
