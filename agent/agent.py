@@ -828,34 +828,45 @@ def _steady(change: Change) -> None:
 
 def _roll_back(change: Change, kept: dict[str, Any]) -> str:
     """Puts files and units back together. Returns how that went, as a sentence."""
+    known = change.state.get("units")
+    # It never ran well here: better none than one that fails again and again. Its file is still there to end it by.
+    if fresh := [name for name in change.start if name not in known]:
+        run("systemctl", "disable", "--now", "--quiet", *fresh)
     stuck = put_back(kept)
-    _return_units(change, kept)
+    if any(path.startswith(UNIT_FOLDER) for path in kept):
+        run("systemctl", "daemon-reload")
+    before = [*change.restart, *(name for name in change.start if name in known)]
+    if before:
+        run("systemctl", "restart", *before)
+    if change.reload:
+        run("systemctl", "reload-or-restart", *change.reload)
+    # Last: the others have given back what these need, a port for example.
+    if ended := _allow_again(change):
+        run("systemctl", "start", *ended)
+    for path, content in kept.items():
+        if content is None:
+            change.state.get("files").pop(path, None)
+            change.state.get("compiled").pop(path, None)
     try:
         change.state.save()
     except OSError as error:
         stuck.append(str(error))
     if stuck:
         return f"Not all files could be put back: {'; '.join(stuck)}"
+    states = unit_states([*before, *change.reload, *ended])
+    if down := [name for name, unit_state in states.items() if not runs(name, unit_state)]:
+        return f"The files were put back, but {', '.join(down)} did not come back."
     return "The files were put back, and the services run with them as before."
 
 
-def _return_units(change: Change, kept: dict[str, Any]) -> None:
-    if any(path.startswith(UNIT_FOLDER) for path in kept):
-        run("systemctl", "daemon-reload")
-    known = change.state.get("units")
-    before = [name for name in (*change.restart, *change.start) if name in known]
-    fresh = [name for name in (*change.restart, *change.start) if name not in known]
-    if before:
-        run("systemctl", "restart", *before)
-    if change.reload:
-        run("systemctl", "reload-or-restart", *change.reload)
-    if fresh:
-        # It never ran well here: better none than one that fails again and again.
-        run("systemctl", "disable", "--now", "--quiet", *fresh)
-    for path, content in kept.items():
-        if content is None:
-            change.state.get("files").pop(path, None)
-            change.state.get("compiled").pop(path, None)
+def _allow_again(change: Change) -> list[str]:
+    """Allows and enables again what was retired or masked, as far as it was before. Returns what ran."""
+    ended = {name: change.states.get(name, {}) for name in (*change.retire, *change.mask)}
+    if change.mask:
+        run("systemctl", "unmask", "--quiet", *change.mask)
+    if enabled := [name for name, before in ended.items() if before.get("UnitFileState") == "enabled"]:
+        run("systemctl", "enable", "--quiet", *enabled)
+    return [name for name, before in ended.items() if before.get("ActiveState") == "active"]
 
 
 def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:

@@ -255,3 +255,54 @@ def test_a_full_disk_names_the_file_that_it_did_not_take(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match=str(tmp_path / "a")):
         agent.write(tmp_path / "a", b"new", 0o644, 0, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_that_fails_brings_back_what_it_retired_and_masked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both: dict[str, list[str]] = {"nginx.service": ["a"], "webmail.service": []}
+    agent.apply(host.bundle({"a": "old"}, both))
+    host.units["apache.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
+    host.units["idle.service"] = {"ActiveState": "inactive", "UnitFileState": "disabled"}
+    before = {name: dict(state) for name, state in host.units.items()}
+    ill = answering(monkeypatch, lambda: "ill")
+    one = host.bundle({"a": "new"}, {"nginx.service": ["a"]}, masked=["apache.service", "idle.service"], health=ill)
+    assert refusal(one) == "nginx: test: ill\nThe files were put back, and the services run with them as before."
+    assert "disable webmail.service" in host.commands and "mask apache.service idle.service" in host.commands
+    assert host.units == before
+
+
+def test_a_unit_that_does_not_come_back_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    ill = answering(monkeypatch, lambda: host.units["nginx.service"].update(ActiveState="failed") or "ill")
+    monkeypatch.setattr(host, "_do", lambda *_, **__: None)
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    assert said == "nginx: test: ill\nThe files were put back, but nginx.service did not come back."
+
+
+def test_a_unit_that_came_with_a_change_that_fails_is_ended_by_the_file_that_describes_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bool] = []
+    do = host._do
+
+    def watched(verb: str, units: list[str], *, now: bool) -> None:
+        if verb == "disable":
+            there.append(host.path("units/new.service").exists())
+        do(verb, units, now=now)
+
+    monkeypatch.setattr(host, "_do", watched)
+    ill = answering(monkeypatch, lambda: "ill")
+    units: dict[str, list[str]] = {"nginx.service": ["units/new.service"], "new.service": ["units/new.service"]}
+    refusal(host.bundle({"units/new.service": "[Unit]"}, units, health=ill))
+    assert there == [True] and not host.path("units/new.service").exists()
+    assert host.units["new.service"]["ActiveState"] == "inactive"
+
+
+def test_a_service_that_ran_before_the_first_push_runs_after_it_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.units["nginx.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    assert host.units["nginx.service"] == {"ActiveState": "active", "UnitFileState": "enabled"}
