@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,12 @@ class State:
     def get(self, key: str) -> dict[str, Any]:
         value: dict[str, Any] = self.values.setdefault(key, {})
         return value
+
+    def remember(self, **paths: Iterable[str]) -> None:
+        """Remembers paths before they are written: wherever this run is cut, the next one knows what it may find."""
+        for kind, more in paths.items():
+            self.get(kind).update(dict.fromkeys(more, True))
+        self.save()
 
     def save(self) -> None:
         write(self.path, json.dumps(self.values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
@@ -257,19 +263,20 @@ def make_users(users: dict[str, Any]) -> None:
                 run("usermod", "--append", "--groups", group, name)
 
 
-def mount_first(bundle: dict[str, Any]) -> None:
+def mount_first(bundle: dict[str, Any], state: State) -> None:
     """Brings mounts up before anything is written: folders and files are to lie on them, not under them.
 
     A folder that is to lie on the disk for the first time takes there what a package put into it.
     """
     mounts = [name for name in bundle["units"] if name.endswith(".mount")]
-    down = [name for name, state in unit_states(mounts).items() if state.get("ActiveState") != "active"]
+    down = [name for name, now in unit_states(mounts).items() if now.get("ActiveState") != "active"]
     if not down:
         return
     # All units at once: systemd is asked to read them a single time.
-    for path in bundle["files"]:
-        if path.startswith(UNIT_FOLDER):
-            write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
+    unit_files = [path for path in bundle["files"] if path.startswith(UNIT_FOLDER)]
+    state.remember(files=unit_files)
+    for path in unit_files:
+        write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
     run("systemctl", "daemon-reload")
     for name in down:
         text = bundle["files"][UNIT_FOLDER + name]["content"]
@@ -493,7 +500,7 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,Result", "--", *units)
+    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,NeedDaemonReload,Result", "--", *units)
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -699,6 +706,9 @@ class Change:
         self.enable = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "disabled"]
         self.mask = [n for n in bundle["masked"] if self.states.get(n, {}).get("UnitFileState") not in ("masked", "")]
         self.retire = [n for n in known if n not in units]
+        # Their files were put, by a run that was cut perhaps, and systemd still goes by the former ones.
+        self.unread = [n for n in units if self.states.get(n, {}).get("NeedDaemonReload") == "yes"]
+        self.before = {kind: dict(state.get(kind)) for kind in ("files", "compiled")}
 
     @property
     def touched_units(self) -> list[str]:
@@ -716,9 +726,8 @@ class Change:
 
     @property
     def nothing(self) -> bool:
-        return not any(
-            (self.changed, self.removed, self.restart, self.start, self.reload, self.enable, self.mask, self.retire)
-        )
+        files = self.changed or self.removed or self.unread
+        return not any((files, self.restart, self.start, self.reload, self.enable, self.mask, self.retire))
 
 
 def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int] | None]:
@@ -753,7 +762,7 @@ def apply(bundle: dict[str, Any]) -> None:
     state = State()
     installed = install_packages(bundle["packages"], bundle["replaces"])
     make_users(bundle["users"])
-    mount_first(bundle)
+    mount_first(bundle, state)
     give_back(bundle["kept"], owners())
     make_directories(bundle["directories"])
     change = Change(bundle, state)
@@ -781,16 +790,13 @@ def apply(bundle: dict[str, Any]) -> None:
 
 
 def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
+    change.state.remember(files=change.files, compiled=compiled)
     for path, file in change.changed.items():
         write(Path(path), file.content, file.mode, file.owner, file.group)
     for path, made in compiled.items():
         write(Path(path), bytes.fromhex(made["content"]), made["mode"], made["owner"], made["group"])
     for path in change.removed:
         Path(path).unlink(missing_ok=True)
-    # Remembered at once: what was put has to be found again, even if this run is cut here.
-    change.state.get("files").update(dict.fromkeys(change.files, True))
-    change.state.get("compiled").update(dict.fromkeys(compiled, True))
-    change.state.save()
 
 
 def _service_of(change: Change) -> Callable[[str], str]:
@@ -799,7 +805,7 @@ def _service_of(change: Change) -> Callable[[str], str]:
 
 def _units(change: Change) -> None:
     of = _service_of(change)
-    if any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
+    if change.unread or any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
         run("systemctl", "daemon-reload")
         # A unit that was not known before has a state only now.
         states = unit_states(list(change.bundle["units"]))
@@ -843,10 +849,7 @@ def _roll_back(change: Change, kept: dict[str, Any]) -> str:
     # Last: the others have given back what these need, a port for example.
     if ended := _allow_again(change):
         run("systemctl", "start", *ended)
-    for path, content in kept.items():
-        if content is None:
-            change.state.get("files").pop(path, None)
-            change.state.get("compiled").pop(path, None)
+    change.state.values.update(change.before)
     try:
         change.state.save()
     except OSError as error:
@@ -923,7 +926,7 @@ def difference(bundle: dict[str, Any]) -> dict[str, Any]:
         "changed": sorted([*change.changed, *never]),
         "left_over": change.removed,
         "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
-        "behind": sorted([*change.restart, *change.reload]),
+        "behind": sorted({*change.restart, *change.reload, *change.unread}),
     }
 
 

@@ -144,6 +144,8 @@ class Host:
         if self.is_full_for(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         self._write(path, *rest)
+        if path.parent == self.folder / "units" and path.name in self.units:
+            self.units[path.name]["NeedDaemonReload"] = "yes"
 
     def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         said = ""
@@ -175,6 +177,14 @@ class Host:
                 state["UnitFileState"] = "disabled"
             if verb == "stop" or (verb == "disable" and now):
                 state["ActiveState"] = "inactive"
+
+
+class Cut(BaseException):
+    """The agent is killed."""
+
+
+def cut(*_: Any) -> Any:
+    raise Cut
 
 
 @pytest.fixture
@@ -306,3 +316,45 @@ def test_a_service_that_ran_before_the_first_push_runs_after_it_failed(
     ill = answering(monkeypatch, lambda: "ill")
     refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
     assert host.units["nginx.service"] == {"ActiveState": "active", "UnitFileState": "enabled"}
+
+
+def test_a_run_that_was_cut_before_systemd_read_its_units_is_finished_by_the_next(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pushed(text: str) -> dict[str, Any]:
+        units: dict[str, list[str]] = {"a.service": ["units/a.service"], "b.service": []}
+        return host.bundle({"units/a.service": text, "units/b.service": text}, units)
+
+    agent.apply(pushed("old"))
+    with monkeypatch.context() as killed, pytest.raises(Cut):
+        killed.setattr(agent, "_units", cut)
+        agent.apply(pushed("new"))
+    assert agent.difference(pushed("new"))["behind"] == ["a.service", "b.service"]
+    host.commands.clear()
+    agent.apply(pushed("new"))
+    assert host.commands == ["daemon-reload", "restart a.service"]
+    host.commands.clear()
+    agent.apply(pushed("new"))
+    assert host.commands == []
+
+
+def test_a_file_that_a_cut_run_wrote_is_removed_when_the_next_bundle_has_it_no_more(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = {"nginx.service": ["a", "b", "c"]}
+    with monkeypatch.context() as killed, pytest.raises(Cut):
+        killed.setattr(host, "is_full_for", lambda path: path.name == "c" and cut())
+        agent.apply(host.bundle({"a": "1", "b": "1", "c": "1"}, units))
+    assert host.path("b").exists() and not host.path("c").exists()
+    agent.apply(host.bundle({"a": "1"}, units))
+    assert host.path("a").exists() and not host.path("b").exists()
+
+
+def test_a_file_that_was_there_before_a_change_that_failed_stays_when_the_next_does_without_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.path("a").write_text("of the package")
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    agent.apply(host.bundle({}, {"nginx.service": []}))
+    assert host.text("a") == "of the package"
