@@ -142,26 +142,34 @@ class State:
         write(self.path, json.dumps(self.values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
 
 
+def wait_for(lock: Callable[[Any, int], Any], file: Any, holder: Callable[[], str]) -> None:
+    """Takes a lock as soon as nobody else has it. Says for whom it waits, and does not wait for ever."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    waits = False
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if not waits:
+                say(f"waiting for {holder()}")
+                waits = True
+            if time.monotonic() > deadline:
+                raise Failed(f"{holder()} has held this host for {LOCK_SECONDS} s") from None
+            time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def host_lock() -> Iterator[None]:
     """One run at a time. A second one waits, and says for whom."""
     HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(HOME / "lock", "a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip()
-                if not waited:
-                    say(f"waiting for another run on this host ({holder})")
-                    waited = True
-                if time.monotonic() > deadline:
-                    raise Failed(f"another run has held this host for {LOCK_SECONDS} s ({holder})") from None
-                time.sleep(0.2)
+
+        def holder() -> str:
+            file.seek(0)
+            return f"another run on this host ({file.read().strip()})"
+
+        wait_for(fcntl.flock, file, holder)
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
         file.flush()
@@ -204,7 +212,14 @@ def forget_old_versions(names: set[str], used: set[Path]) -> None:
 # Packages, users, folders
 
 
-APT = ("apt-get", "-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold")
+APT = (
+    *("apt-get", "-q", "-y", "--no-install-recommends", "--fix-broken", "-o", "Dpkg::Options::=--force-confold"),
+    *("-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}"),
+)
+DPKG_LOCK = Path("/var/lib/dpkg/lock-frontend")
+POLICY = Path("/usr/sbin/policy-rc.d")
+POLICY_ASIDE = Path("/usr/sbin/policy-rc.d.aside")
+NOTHING_STARTS = b"#!/bin/sh\n# Of a push: what it installs is configured before it starts.\nexit 101\n"
 
 
 def install_packages(packages: list[str], replaces: list[str]) -> int:
@@ -212,9 +227,10 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
 
     A package that has to go for one of them goes only if ``replaces`` has a pattern for it.
     """
-    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
-    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
-    missing = [package for package in packages if package not in there]
+    missing = _missing(packages)
+    if missing or _is_held() or os.path.lexists(POLICY_ASIDE):
+        _finish_installation()
+        missing = _missing(packages)
     if not missing:
         return 0
     wanted = ", ".join(missing)
@@ -232,15 +248,49 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
             f"packages {wanted} were not installed: {', '.join(unwanted)} would be removed for them, and nothing in the"
             " stack says that they may"
         )
-    policy = Path("/usr/sbin/policy-rc.d")
-    write(policy, b"#!/bin/sh\nexit 101\n", 0o755, 0, 0)
-    try:
+    with nothing_starts():
         done = run(*APT, "install", *missing)
-        if done.returncode:
-            raise Failed(f"packages {wanted} could not be installed:\n{words(done)}")
-    finally:
-        policy.unlink(missing_ok=True)
+    if done.returncode:
+        raise Failed(f"packages {wanted} could not be installed:\n{words(done)}")
     return len(missing)
+
+
+def _missing(packages: list[str]) -> list[str]:
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
+    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
+    return [package for package in packages if package not in there]
+
+
+def _finish_installation() -> None:
+    """Finishes what was cut by a kill or a power failure; what dpkg cannot finish, apt tells in its own words later.
+
+    The apt of a run that was killed may still work: it is waited for, and nothing may start until then.
+    """
+    with open(DPKG_LOCK, "a") as lock:
+        wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
+        with nothing_starts():
+            # That lock is ours, as any front end's of dpkg (dpkg(1), DPKG_FRONTEND_LOCKED).
+            run("env", "DPKG_FRONTEND_LOCKED=true", "dpkg", "--force-confold", "--configure", "--pending")
+
+
+@contextlib.contextmanager
+def nothing_starts() -> Iterator[None]:
+    """Keeps packages from starting services (policy-rc.d of invoke-rc.d(8)). A policy of the host's own steps aside."""
+    if not _is_held():
+        if os.path.lexists(POLICY):
+            POLICY.rename(POLICY_ASIDE)
+        write(POLICY, NOTHING_STARTS, 0o755, 0, 0)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
+        if os.path.lexists(POLICY_ASIDE):
+            POLICY_ASIDE.rename(POLICY)
+
+
+def _is_held() -> bool:
+    """Whether a run keeps packages from starting services; or did so, and was killed."""
+    return POLICY.exists() and POLICY.read_bytes() == NOTHING_STARTS
 
 
 def _fetch(packages: list[str]) -> bool:

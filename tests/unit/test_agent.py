@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import grp
 import json
 import os
 import pwd
+import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -358,3 +361,136 @@ def test_a_file_that_was_there_before_a_change_that_failed_stays_when_the_next_d
     refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
     agent.apply(host.bundle({}, {"nginx.service": []}))
     assert host.text("a") == "of the package"
+
+
+# Packages
+
+
+class Packages:
+    """dpkg and apt, as far as they are asked, with what services are told that want to start while they work."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.at_death = folder / "sbin", folder / "dead"
+        self.folder.mkdir()
+        self.policy = self.folder / "policy-rc.d"
+        self.installed: set[str] = set()
+        self.half_done: set[str] = set()
+        self.commands: list[str] = []
+        self.told: list[str] = []
+        self.killed = False
+        monkeypatch.setattr(agent, "POLICY", self.policy)
+        monkeypatch.setattr(agent, "POLICY_ASIDE", self.folder / "policy-rc.d.aside")
+        monkeypatch.setattr(agent, "DPKG_LOCK", folder / "lock-frontend")
+        monkeypatch.setattr(agent, "run", self._run)
+        monkeypatch.setattr(os, "fchown", lambda *_: None)
+
+    def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        said, status = "", 0
+        if command[0] == "dpkg-query":
+            said = "".join(f"{name} ii \n" for name in command[4:] if name in self.installed)
+        elif "--configure" in command:
+            self.told.append(self.policy.read_text())
+            self.installed |= self.half_done
+            self.half_done.clear()
+        elif command[0] == "apt-get" and not {"--simulate", "--download-only", "update"} & set(command):
+            self.told.append(self.policy.read_text())
+            if self.killed:
+                self.half_done |= set(command[command.index("install") + 1 :])
+                shutil.copytree(self.folder, self.at_death)
+                raise Cut
+            status = 100 if self.half_done else 0
+            self.installed |= set(command[command.index("install") + 1 :])
+        self.commands.append(" ".join(command))
+        return subprocess.CompletedProcess(command, status, said, "E: dpkg was interrupted" if status else "")
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
+    return Packages(tmp_path, monkeypatch)
+
+
+def leave_half_done(packages: Packages) -> None:
+    """A push that is killed while apt installs: nothing of what it would do at its end is done."""
+    packages.killed = True
+    with pytest.raises(Cut):
+        agent.install_packages(["nginx", "dovecot"], [])
+    packages.killed = False
+    shutil.rmtree(packages.folder)
+    packages.at_death.rename(packages.folder)
+    packages.commands.clear()
+    packages.told.clear()
+
+
+def test_nothing_starts_while_packages_are_installed_and_afterwards_all_may(packages: Packages) -> None:
+    assert agent.install_packages(["nginx", "dovecot"], []) == 2
+    assert packages.told and all("exit 101" in policy for policy in packages.told)
+    assert not packages.policy.exists()
+    packages.commands.clear()
+    assert agent.install_packages(["nginx", "dovecot"], []) == 0
+    assert [command.split()[0] for command in packages.commands] == ["dpkg-query"]
+
+
+def test_a_push_that_was_killed_while_it_installed_is_finished_by_the_next(packages: Packages) -> None:
+    leave_half_done(packages)
+    assert packages.policy.exists()
+    agent.install_packages(["nginx", "dovecot", "redis"], [])
+    assert packages.installed == {"nginx", "dovecot", "redis"} and not packages.half_done
+    assert packages.told and all("exit 101" in policy for policy in packages.told)
+    assert not packages.policy.exists()
+
+
+def test_services_may_start_again_also_where_apt_finished_after_the_push_was_killed(packages: Packages) -> None:
+    leave_half_done(packages)
+    packages.installed, packages.half_done = {"nginx", "dovecot"}, set()
+    assert agent.install_packages(["nginx", "dovecot"], []) == 0
+    assert not packages.policy.exists()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_policy_of_the_host_s_own_is_there_again_afterwards(packages: Packages, is_killed: bool) -> None:
+    own = "#!/bin/sh\nexit 101\n"
+    packages.policy.write_text(own)
+    packages.policy.chmod(0o755)
+    if is_killed:
+        leave_half_done(packages)
+    agent.install_packages(["nginx"], [])
+    assert packages.policy.read_text() == own and os.access(packages.policy, os.X_OK)
+    assert own not in packages.told
+
+
+def test_a_policy_that_had_stepped_aside_when_a_push_was_killed_comes_back(packages: Packages) -> None:
+    packages.installed = {"nginx"}
+    packages.policy.with_name("policy-rc.d.aside").write_text("#!/bin/sh\nexit 0\n")
+    agent.install_packages(["nginx"], [])
+    assert packages.policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_an_apt_that_outlived_its_push_is_waited_for_before_anything_may_start(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_half_done(packages)
+    there = []
+
+    def lock(file: Any, how: int) -> None:
+        there.append(packages.policy.exists())
+        if len(there) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    agent.install_packages(["nginx"], [])
+    assert there == [True, True, True]
+    assert capsys.readouterr().out == "waiting for apt or dpkg\n"
+
+
+def test_an_apt_that_works_for_ever_is_not_waited_for_as_long(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(file: Any, how: int) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(agent, "LOCK_SECONDS", 0)
+    with pytest.raises(agent.Failed, match="apt or dpkg has held this host"):
+        agent.install_packages(["nginx"], [])
+    assert not packages.policy.exists()
