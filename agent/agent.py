@@ -17,6 +17,7 @@ import fnmatch
 import grp
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import pwd
@@ -806,8 +807,24 @@ def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> list[str]:
     return stuck
 
 
+def require_way_back(networks: list[str], connection: str) -> None:
+    """Refuses a change after which whoever pushes it could not come back: its connection would live on and hide it.
+
+    ``connection`` is what sshd says of it (SSH_CONNECTION in ssh(1)); empty where there is no SSH.
+    """
+    if not connection:
+        return
+    client = ipaddress.ip_address(connection.split()[0])
+    if not any(client in ipaddress.ip_network(network) for network in networks):
+        raise Failed(
+            f"this push comes from {client}, which is in no network of access.ssh_from ({', '.join(networks)}):"
+            " it would be the last. Nothing was changed"
+        )
+
+
 def apply(bundle: dict[str, Any]) -> None:
     """Brings this host to what the bundle says, or leaves it as it was. Raises `Failed` with what is wrong."""
+    require_way_back(bundle["ssh_from"], os.environ.get("SSH_CONNECTION", ""))
     clock = Clock()
     state = State()
     installed = install_packages(bundle["packages"], bundle["replaces"])

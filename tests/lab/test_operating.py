@@ -158,6 +158,15 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
     up.wait_for_certificates(lab.state, lab.stack())
 
 
+def test_an_access_that_does_not_cover_the_operator_shuts_nobody_out(unchanged: Lab) -> None:
+    unchanged.change(lambda config: config["access"].update(ssh_from=["192.0.2.0/24"]))
+    before = unchanged.run("smtp-in-oak", "cat", "/etc/nftables.conf").stdout
+    done = unchanged.ops("up", unchanged.stack_name, "--yes")
+    assert done.returncode != 0
+    assert "which is in no network of access.ssh_from (192.0.2.0/24)" in " ".join(done.stdout.split())
+    assert unchanged.run("smtp-in-oak", "cat", "/etc/nftables.conf").stdout == before
+
+
 @pytest.fixture
 def without_elm(lab: Lab) -> Any:
     faults.fail(lab.state, "site", "elm", black_hole=True)

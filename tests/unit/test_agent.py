@@ -108,6 +108,7 @@ class Host:
         monkeypatch.setattr(agent, "HOME", folder / "home")
         monkeypatch.setattr(agent, "UNIT_FOLDER", f"{folder}/units/")
         monkeypatch.setattr(agent, "run", self._run)
+        monkeypatch.delenv("SSH_CONNECTION", raising=False)
         monkeypatch.setattr(agent, "install_packages", lambda *_: 0)
         monkeypatch.setattr(agent, "give_back", lambda *_: None)
         monkeypatch.setattr(os, "fchown", lambda *_: None)
@@ -124,7 +125,16 @@ class Host:
         """A bundle with files by name, and units by the names of files whose change restarts them."""
         owner, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
         empty: dict[str, Any] = {"packages": [], "replaces": [], "users": {}, "directories": {}, "secrets": {}}
-        empty |= {"agent": "", "compile": [], "checks": [], "masked": [], "kept": [], "health": [], "health_seconds": 0}
+        empty |= {
+            "agent": "",
+            "ssh_from": ["192.0.2.0/24"],
+            "compile": [],
+            "checks": [],
+            "masked": [],
+            "kept": [],
+            "health": [],
+            "health_seconds": 0,
+        }
         return {
             "host": "here",
             **empty,
@@ -361,6 +371,25 @@ def test_a_file_that_was_there_before_a_change_that_failed_stays_when_the_next_d
     refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
     agent.apply(host.bundle({}, {"nginx.service": []}))
     assert host.text("a") == "of the package"
+
+
+@pytest.mark.parametrize("client", ["198.51.100.7", "2001:db8::7", "fe80::7%eth0"])
+def test_a_push_that_would_lock_its_sender_out_changes_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", f"{client} 40000 192.0.2.1 22")
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, ssh_from=["192.0.2.0/24", "2001:db8:1::/48"]))
+    assert said.startswith(f"this push comes from {client}, which is in no network of access.ssh_from (192.0.2.0/24, ")
+    assert not host.path("a").exists() and not host.commands
+
+
+@pytest.mark.parametrize("connection", ["192.0.2.7 40000 192.0.2.1 22", "2001:db8:1::7 40000 2001:db8:1::1 22", ""])
+def test_a_push_whose_sender_may_come_again_is_applied(
+    host: Host, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", connection)
+    agent.apply(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, ssh_from=["192.0.2.0/24", "2001:db8:1::/48"]))
+    assert host.text("a") == "new"
 
 
 # Packages
