@@ -17,6 +17,7 @@ import fnmatch
 import grp
 import hashlib
 import http.client
+import ipaddress
 import json
 import os
 import pwd
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ def write(path: Path, content: bytes, mode: int, owner: int, group: int) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # A full disk names no file.
         raise
 
 
@@ -130,8 +133,31 @@ class State:
         value: dict[str, Any] = self.values.setdefault(key, {})
         return value
 
+    def remember(self, **paths: Iterable[str]) -> None:
+        """Remembers paths before they are written: wherever this run is cut, the next one knows what it may find."""
+        for kind, more in paths.items():
+            self.get(kind).update(dict.fromkeys(more, True))
+        self.save()
+
     def save(self) -> None:
         write(self.path, json.dumps(self.values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
+
+
+def wait_for(lock: Callable[[Any, int], Any], file: Any, holder: Callable[[], str]) -> None:
+    """Takes a lock as soon as nobody else has it. Says for whom it waits, and does not wait for ever."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    waits = False
+    while True:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if not waits:
+                say(f"waiting for {holder()}")
+                waits = True
+            if time.monotonic() > deadline:
+                raise Failed(f"{holder()} has held this host for {LOCK_SECONDS} s") from None
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -139,21 +165,12 @@ def host_lock() -> Iterator[None]:
     """One run at a time. A second one waits, and says for whom."""
     HOME.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(HOME / "lock", "a+") as file:
-        deadline = time.monotonic() + LOCK_SECONDS
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip()
-                if not waited:
-                    say(f"waiting for another run on this host ({holder})")
-                    waited = True
-                if time.monotonic() > deadline:
-                    raise Failed(f"another run has held this host for {LOCK_SECONDS} s ({holder})") from None
-                time.sleep(0.2)
+
+        def holder() -> str:
+            file.seek(0)
+            return f"another run on this host ({file.read().strip()})"
+
+        wait_for(fcntl.flock, file, holder)
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
         file.flush()
@@ -196,7 +213,14 @@ def forget_old_versions(names: set[str], used: set[Path]) -> None:
 # Packages, users, folders
 
 
-APT = ("apt-get", "-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold")
+APT = (
+    *("apt-get", "-q", "-y", "--no-install-recommends", "--fix-broken", "-o", "Dpkg::Options::=--force-confold"),
+    *("-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}"),
+)
+DPKG_LOCK = Path("/var/lib/dpkg/lock-frontend")
+POLICY = Path("/usr/sbin/policy-rc.d")
+POLICY_ASIDE = Path("/usr/sbin/policy-rc.d.aside")
+NOTHING_STARTS = b"#!/bin/sh\n# Of a push: what it installs is configured before it starts.\nexit 101\n"
 
 
 def install_packages(packages: list[str], replaces: list[str]) -> int:
@@ -204,9 +228,10 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
 
     A package that has to go for one of them goes only if ``replaces`` has a pattern for it.
     """
-    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
-    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
-    missing = [package for package in packages if package not in there]
+    missing = _missing(packages)
+    if missing or _is_held() or os.path.lexists(POLICY_ASIDE):
+        _finish_installation()
+        missing = _missing(packages)
     if not missing:
         return 0
     wanted = ", ".join(missing)
@@ -224,15 +249,49 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
             f"packages {wanted} were not installed: {', '.join(unwanted)} would be removed for them, and nothing in the"
             " stack says that they may"
         )
-    policy = Path("/usr/sbin/policy-rc.d")
-    write(policy, b"#!/bin/sh\nexit 101\n", 0o755, 0, 0)
-    try:
+    with nothing_starts():
         done = run(*APT, "install", *missing)
-        if done.returncode:
-            raise Failed(f"packages {wanted} could not be installed:\n{words(done)}")
-    finally:
-        policy.unlink(missing_ok=True)
+    if done.returncode:
+        raise Failed(f"packages {wanted} could not be installed:\n{words(done)}")
     return len(missing)
+
+
+def _missing(packages: list[str]) -> list[str]:
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
+    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
+    return [package for package in packages if package not in there]
+
+
+def _finish_installation() -> None:
+    """Finishes what was cut by a kill or a power failure; what dpkg cannot finish, apt tells in its own words later.
+
+    The apt of a run that was killed may still work: it is waited for, and nothing may start until then.
+    """
+    with open(DPKG_LOCK, "a") as lock:
+        wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
+        with nothing_starts():
+            # That lock is ours, as any front end's of dpkg (dpkg(1), DPKG_FRONTEND_LOCKED).
+            run("env", "DPKG_FRONTEND_LOCKED=true", "dpkg", "--force-confold", "--configure", "--pending")
+
+
+@contextlib.contextmanager
+def nothing_starts() -> Iterator[None]:
+    """Keeps packages from starting services (policy-rc.d of invoke-rc.d(8)). A policy of the host's own steps aside."""
+    if not _is_held():
+        if os.path.lexists(POLICY):
+            POLICY.rename(POLICY_ASIDE)
+        write(POLICY, NOTHING_STARTS, 0o755, 0, 0)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
+        if os.path.lexists(POLICY_ASIDE):
+            POLICY_ASIDE.rename(POLICY)
+
+
+def _is_held() -> bool:
+    """Whether a run keeps packages from starting services; or did so, and was killed."""
+    return POLICY.exists() and POLICY.read_bytes() == NOTHING_STARTS
 
 
 def _fetch(packages: list[str]) -> bool:
@@ -255,19 +314,20 @@ def make_users(users: dict[str, Any]) -> None:
                 run("usermod", "--append", "--groups", group, name)
 
 
-def mount_first(bundle: dict[str, Any]) -> None:
+def mount_first(bundle: dict[str, Any], state: State) -> None:
     """Brings mounts up before anything is written: folders and files are to lie on them, not under them.
 
     A folder that is to lie on the disk for the first time takes there what a package put into it.
     """
     mounts = [name for name in bundle["units"] if name.endswith(".mount")]
-    down = [name for name, state in unit_states(mounts).items() if state.get("ActiveState") != "active"]
+    down = [name for name, now in unit_states(mounts).items() if now.get("ActiveState") != "active"]
     if not down:
         return
     # All units at once: systemd is asked to read them a single time.
-    for path in bundle["files"]:
-        if path.startswith(UNIT_FOLDER):
-            write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
+    unit_files = [path for path in bundle["files"] if path.startswith(UNIT_FOLDER)]
+    state.remember(files=unit_files)
+    for path in unit_files:
+        write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
     run("systemctl", "daemon-reload")
     for name in down:
         text = bundle["files"][UNIT_FOLDER + name]["content"]
@@ -491,7 +551,7 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,Result", "--", *units)
+    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,NeedDaemonReload,Result", "--", *units)
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -638,7 +698,7 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
         while True:
             try:
                 wrong = PROBES[probe["kind"]](probe)
-            except (OSError, smtplib.SMTPException, http.client.HTTPException, EOFError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
                 wrong = str(error) or type(error).__name__
             if wrong is None:
                 break
@@ -703,6 +763,9 @@ class Change:
         self.enable = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "disabled"]
         self.mask = [n for n in bundle["masked"] if self.states.get(n, {}).get("UnitFileState") not in ("masked", "")]
         self.retire = [n for n in known if n not in units]
+        # Their files were put, by a run that was cut perhaps, and systemd still goes by the former ones.
+        self.unread = [n for n in units if self.states.get(n, {}).get("NeedDaemonReload") == "yes"]
+        self.before = {kind: dict(state.get(kind)) for kind in ("files", "compiled")}
 
     @property
     def touched_units(self) -> list[str]:
@@ -720,9 +783,8 @@ class Change:
 
     @property
     def nothing(self) -> bool:
-        return not any(
-            (self.changed, self.removed, self.restart, self.start, self.reload, self.enable, self.mask, self.retire)
-        )
+        files = self.changed or self.removed or self.unread
+        return not any((files, self.restart, self.start, self.reload, self.enable, self.mask, self.retire))
 
 
 def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int] | None]:
@@ -737,21 +799,43 @@ def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int]
     return kept
 
 
-def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> None:
+def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> list[str]:
+    """Puts every file back that can be. Returns what could not, in the system's words."""
+    stuck = []
     for path, before in kept.items():
-        if before is None:
-            Path(path).unlink(missing_ok=True)
-        else:
-            write(Path(path), *before)
+        try:
+            if before is None:
+                Path(path).unlink(missing_ok=True)
+            else:
+                write(Path(path), *before)
+        except OSError as error:
+            stuck.append(str(error))
+    return stuck
+
+
+def require_way_back(networks: list[str], connection: str) -> None:
+    """Refuses a change after which whoever pushes it could not come back: its connection would live on and hide it.
+
+    ``connection`` is what sshd says of it (SSH_CONNECTION in ssh(1)); empty where there is no SSH.
+    """
+    if not connection:
+        return
+    client = ipaddress.ip_address(connection.split()[0])
+    if not any(client in ipaddress.ip_network(network) for network in networks):
+        raise Failed(
+            f"this push comes from {client}, which is in no network of access.ssh_from ({', '.join(networks)}):"
+            " it would be the last. Nothing was changed"
+        )
 
 
 def apply(bundle: dict[str, Any]) -> None:
     """Brings this host to what the bundle says, or leaves it as it was. Raises `Failed` with what is wrong."""
+    require_way_back(bundle["ssh_from"], os.environ.get("SSH_CONNECTION", ""))
     clock = Clock()
     state = State()
     installed = install_packages(bundle["packages"], bundle["replaces"])
     make_users(bundle["users"])
-    mount_first(bundle)
+    mount_first(bundle, state)
     give_back(bundle["kept"], owners())
     make_directories(bundle["directories"])
     change = Change(bundle, state)
@@ -770,25 +854,22 @@ def apply(bundle: dict[str, Any]) -> None:
         wait_until_healthy(probes, bundle.get("health_seconds", 60))
         _steady(change)
         clock.lap("health")
-    except Failed as failure:
-        put_back(kept)
-        _return_units(change, kept)
-        raise Failed(f"{failure}\nThe files were put back, and the services run with them as before.") from None
+    except Exception as error:
+        # Whatever it was, this host is not left half changed.
+        said = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+        raise Failed(f"{said}\n{_roll_back(change, kept)}") from error
     _remember(change, compiled)
     _summary(change, compiled, installed, clock)
 
 
 def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
+    change.state.remember(files=change.files, compiled=compiled)
     for path, file in change.changed.items():
         write(Path(path), file.content, file.mode, file.owner, file.group)
     for path, made in compiled.items():
         write(Path(path), bytes.fromhex(made["content"]), made["mode"], made["owner"], made["group"])
     for path in change.removed:
         Path(path).unlink(missing_ok=True)
-    # Remembered at once: what was put has to be found again, even if this run is cut here.
-    change.state.get("files").update(dict.fromkeys(change.files, True))
-    change.state.get("compiled").update(dict.fromkeys(compiled, True))
-    change.state.save()
 
 
 def _service_of(change: Change) -> Callable[[str], str]:
@@ -797,7 +878,7 @@ def _service_of(change: Change) -> Callable[[str], str]:
 
 def _units(change: Change) -> None:
     of = _service_of(change)
-    if any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
+    if change.unread or any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
         run("systemctl", "daemon-reload")
         # A unit that was not known before has a state only now.
         states = unit_states(list(change.bundle["units"]))
@@ -824,24 +905,44 @@ def _steady(change: Change) -> None:
             raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
 
 
-def _return_units(change: Change, kept: dict[str, Any]) -> None:
+def _roll_back(change: Change, kept: dict[str, Any]) -> str:
+    """Puts files and units back together. Returns how that went, as a sentence."""
+    known = change.state.get("units")
+    # It never ran well here: better none than one that fails again and again. Its file is still there to end it by.
+    if fresh := [name for name in change.start if name not in known]:
+        run("systemctl", "disable", "--now", "--quiet", *fresh)
+    stuck = put_back(kept)
     if any(path.startswith(UNIT_FOLDER) for path in kept):
         run("systemctl", "daemon-reload")
-    known = change.state.get("units")
-    before = [name for name in (*change.restart, *change.start) if name in known]
-    fresh = [name for name in (*change.restart, *change.start) if name not in known]
+    before = [*change.restart, *(name for name in change.start if name in known)]
     if before:
         run("systemctl", "restart", *before)
     if change.reload:
         run("systemctl", "reload-or-restart", *change.reload)
-    if fresh:
-        # It never ran well here: better none than one that fails again and again.
-        run("systemctl", "disable", "--now", "--quiet", *fresh)
-    for path, content in kept.items():
-        if content is None:
-            change.state.get("files").pop(path, None)
-            change.state.get("compiled").pop(path, None)
-    change.state.save()
+    # Last: the others have given back what these need, a port for example.
+    if ended := _allow_again(change):
+        run("systemctl", "start", *ended)
+    change.state.values.update(change.before)
+    try:
+        change.state.save()
+    except OSError as error:
+        stuck.append(str(error))
+    if stuck:
+        return f"Not all files could be put back: {'; '.join(stuck)}"
+    states = unit_states([*before, *change.reload, *ended])
+    if down := [name for name, unit_state in states.items() if not runs(name, unit_state)]:
+        return f"The files were put back, but {', '.join(down)} did not come back."
+    return "The files were put back, and the services run with them as before."
+
+
+def _allow_again(change: Change) -> list[str]:
+    """Allows and enables again what was retired or masked, as far as it was before. Returns what ran."""
+    ended = {name: change.states.get(name, {}) for name in (*change.retire, *change.mask)}
+    if change.mask:
+        run("systemctl", "unmask", "--quiet", *change.mask)
+    if enabled := [name for name, before in ended.items() if before.get("UnitFileState") == "enabled"]:
+        run("systemctl", "enable", "--quiet", *enabled)
+    return [name for name, before in ended.items() if before.get("ActiveState") == "active"]
 
 
 def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
@@ -898,7 +999,7 @@ def difference(bundle: dict[str, Any]) -> dict[str, Any]:
         "changed": sorted([*change.changed, *never]),
         "left_over": change.removed,
         "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
-        "behind": sorted([*change.restart, *change.reload]),
+        "behind": sorted({*change.restart, *change.reload, *change.unread}),
     }
 
 
@@ -922,7 +1023,7 @@ def main(bundle: dict[str, Any]) -> None:
                 report(bundle)
             else:
                 apply(bundle)
-    except Failed as failure:
+    except (Failed, OSError) as failure:
         lines = str(failure).splitlines() or ["?"]
         print(f"{bundle.get('host', '?')}: " + "\n  ".join(lines), file=sys.stderr, flush=True)
         sys.exit(1)

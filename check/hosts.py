@@ -128,6 +128,15 @@ def _replaced(stack: Stack, host: Host, place: Place, report: Report) -> Finding
         yield place.better(f"{names}: the old program still runs after an upgrade", "restart it, or the host")
 
 
+def _logins(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    taking = [f"{name} {value}" for name, value in report["logins"].items() if value != "no"]
+    if taking:
+        advice = "see which file says so: grep -ri password /etc/ssh/sshd_config /etc/ssh/sshd_config.d"
+        yield place.wrong(f"its SSH server takes passwords ({', '.join(taking)})", advice)
+    else:
+        yield place.good("its SSH server takes no passwords")
+
+
 def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     drift = report["drift"]
     mend = f"make preview STACK={stack.name} shows it, make up STACK={stack.name} puts it right"
@@ -218,6 +227,7 @@ JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {
     "disks": _disks,
     "units": _units,
     "replaced": _replaced,
+    "logins": _logins,
     "drift": _drift,
     "health": _health,
     "queue": _queue,

@@ -137,6 +137,17 @@ def journal(task: Task) -> Any:
     return {"count": sum(by_whom.values()), "worst": worst, "most": by_whom.most_common(3), "last": last}
 
 
+def logins(task: Task) -> Any:
+    """Whether the SSH server takes passwords: its settings as they count for this very connection (sshd(8), -T, -C).
+
+    Nothing more is asked for than to be root here, and no port is knocked at.
+    """
+    client, _, server, port = os.environ["SSH_CONNECTION"].split()
+    connection = f"user=root,host={client},addr={client},laddr={server},lport={port}"
+    settings = dict(line.partition(" ")[::2] for line in run("/usr/sbin/sshd", "-T", "-C", connection).splitlines())
+    return {name: settings[name] for name in ("passwordauthentication", "kbdinteractiveauthentication")}
+
+
 def drift(task: Task) -> Any:
     """How the host differs from its bundle, by the agent's own word, with the first lines that differ."""
     with contextlib.suppress(FileNotFoundError), open("/var/lib/posthorn/lock") as lock:
@@ -301,6 +312,7 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "units": units,
     "replaced": replaced,
     "journal": journal,
+    "logins": logins,
     "drift": drift,
     "health": health,
     "queue": queue,

@@ -53,14 +53,13 @@ async def _connected(address: str) -> socket.socket:
 async def look(stack: Stack, host: Host, task: dict[str, Any], now: Callable[[], float]) -> Seen:
     """Runs the look on a host. Never raises for what the host or the network does. ``now`` tells the time."""
     key = asyncssh.import_public_key(host.host_key(stack.keys))
-    algorithm = key.get_algorithm()
     try:
         opened = asyncssh.connect(
             sock=await _connected(str(host.management_address)),
             username="root",
             known_hosts=([key], [], []),
             # A server with several keys is to show the one that is pinned.
-            server_host_key_algs=() if algorithm == "ssh-rsa" else [algorithm],
+            server_host_key_algs=[key.get_algorithm()],
             config=None,
             connect_timeout=LOOK_SECONDS,
             login_timeout=LOOK_SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -137,14 +138,21 @@ class VirtualMachine(Frozen):
     """Network cards: the first site-local, the second public, others unused."""
 
 
+def _host_key(value: str) -> str:
+    """An SSH host key as in known_hosts (sshd(8)), of the one kind that hosts show: see templates/ssh."""
+    if not re.match(r"ssh-ed25519 [A-Za-z0-9+/=]+", value):
+        raise ValueError("must be the key of type ssh-ed25519: /etc/ssh/ssh_host_ed25519_key.pub on the machine")
+    return value
+
+
 class ExistingMachine(Frozen):
     """A machine that is there already and is only configured: a rented server, a container.
 
     ``generation`` is raised by hand when the machine was installed anew, so that it is filled again.
     """
 
-    host_key: str = Field(pattern=r"^(ssh-ed25519|ecdsa-sha2-nistp256|ssh-rsa) [A-Za-z0-9+/=]+")
-    """Its SSH host key, as in known_hosts: no other machine is spoken to."""
+    host_key: Annotated[str, AfterValidator(_host_key)]
+    """Its SSH host key of type ssh-ed25519, as in known_hosts: no other machine is spoken to."""
     generation: str = "1"
     """To be raised by hand when the machine was installed anew."""
 

@@ -40,6 +40,7 @@ def bundle(stack: Stack, host: Host) -> dict[str, Any]:
 
     return {
         "host": host.name,
+        "ssh_from": [str(network) for network in stack.access.ssh_from],
         "packages": sorted({package for service in services for package in service.packages}),
         "replaces": sorted({pattern for service in services for pattern in service.replaces}),
         "users": _merged(host, "user", (user(item) for _, item in each("users"))),

@@ -80,6 +80,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 LIBVIRT = ("genisoimage", "libvirt-clients", "xsltproc")
 """What the plugin that makes machines runs beside: mkisofs for first-boot data, xsltproc, and virsh to shut down."""
+POLICY = Path("/usr/sbin/policy-rc.d")
+NOTHING_STARTS = "#!/bin/sh\n# Of Posthorn, as long as it sets this machine up.\nexit 101\n"
 BROWSER = ("chromium-driver", "libnss3-tools")
 """What the tests of the web mail need beside: a real browser, and how it is told whom to believe."""
 
@@ -236,17 +238,24 @@ def call(*command: str, log: str, env: dict[str, str] | None = None, cwd: Path |
 
 @contextlib.contextmanager
 def no_service_starts() -> Iterator[None]:
-    """Keeps packages from starting their services while they are installed (policy-rc.d of invoke-rc.d)."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    if policy.exists():
+    """Keeps packages from starting their services while they are installed (policy-rc.d of invoke-rc.d).
+
+    A policy of the machine's own stays as it is.
+    """
+    if POLICY.exists() and not _is_held():
         yield
         return
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
+    POLICY.write_text(NOTHING_STARTS)
+    POLICY.chmod(0o755)
     try:
         yield
     finally:
-        policy.unlink()
+        POLICY.unlink()
+
+
+def _is_held() -> bool:
+    """Whether a set-up keeps services from starting; or did so, and was killed."""
+    return POLICY.exists() and POLICY.read_text() == NOTHING_STARTS
 
 
 def _installed(packages: Sequence[str]) -> set[str]:
@@ -264,6 +273,8 @@ def debian_packages(machines: str, *, libvirt: bool = False, browser: bool = Fal
         packages.append("python3-venv")
     missing = sorted(set(packages) - _installed(packages))
     if not missing:
+        if _is_held() and os.geteuid() == 0:
+            POLICY.unlink()
         return
     if os.geteuid() != 0:
         raise SetupFailed(f"these Debian packages are missing: apt-get install {' '.join(missing)}")
@@ -271,7 +282,10 @@ def debian_packages(machines: str, *, libvirt: bool = False, browser: bool = Fal
         units_before = _enabled_units()
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         call("apt-get", "update", "-q", log="apt-update", env=env)
-        install = ("apt-get", "install", "-q", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0")
+        # What a set-up that was killed left half done is finished first, and its apt waited for where it still works.
+        subprocess.run(["dpkg", "--configure", "--pending"], capture_output=True, env=env)
+        options = ("-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300")
+        install = ("apt-get", "install", "-q", "-y", "--no-install-recommends", *options)
         call(*install, *missing, log="apt-install", env=env)
         # A service that came with a package is not to start at the next boot either.
         for unit in sorted(_enabled_units() - units_before):

@@ -20,6 +20,9 @@ from model.stack import Stack
 from services.bundle import bundle
 from services.postfix import units
 
+PUSH = "import json,sys\nb=json.load(sys.stdin)\ng={'__name__':'agent'}\nexec(b['agent'],g)\ng['main'](b)"
+"""What runs on a host with a bundle on its standard input."""
+
 
 @dataclass
 class Lab:
@@ -63,8 +66,10 @@ class Lab:
         assert done.returncode == 0, done.stdout
         return str(done.stdout)
 
-    def push(self, host: str, edit: Callable[[dict[str, Any]], None]) -> subprocess.CompletedProcess[str]:
-        """Pushes the host's present bundle, altered by ``edit``, straight to its agent."""
+    def push(
+        self, host: str, edit: Callable[[dict[str, Any]], None] = lambda wanted: None, program: str = PUSH
+    ) -> subprocess.CompletedProcess[str]:
+        """Pushes the host's present bundle, altered by ``edit``, straight to its agent, as ``program`` starts it."""
         from agent import SOURCE
 
         wanted = bundle(self.stack(), self.stack().all_hosts[host])
@@ -76,7 +81,6 @@ class Lab:
         for secret in wanted["secrets"].values():
             secret["version"] = next(n.rpartition(".")[2] for n in stored if n.rpartition(".")[0] == secret["name"])
         edit(wanted)
-        program = "import json,sys\nb=json.load(sys.stdin)\ng={'__name__':'agent'}\nexec(b['agent'],g)\ng['main'](b)"
         return self.run(host, "python3", "-c", program, text=json.dumps({"agent": SOURCE, **wanted}))
 
     def change(self, edit: Any) -> None:

@@ -96,6 +96,17 @@ def file_changed(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
+def passwords_taken(lab: Lab) -> Iterator[None]:
+    """A file that sorts before the stack's own."""
+    path = "/etc/ssh/sshd_config.d/00-a.conf"
+    lab.run("frontend-oak", "sh", "-c", f"echo PasswordAuthentication yes > {path}")
+    try:
+        yield
+    finally:
+        lab.run("frontend-oak", "rm", path)
+
+
+@contextmanager
 def certificate_expiring(lab: Lab) -> Iterator[None]:
     """The right key with a certificate that is nearly three months old, and by nobody's authority."""
     before = lab.run("smtp-in-elm", "cat", CERTIFICATE).stdout
@@ -133,8 +144,9 @@ def mx_black_holed(lab: Lab) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def broken(lab: Lab) -> Iterator[dict[str, Any]]:
-    """What one check says while six things are broken."""
-    breaks = (record_changed, address_listed, daemon_stopped, file_changed, certificate_expiring, mx_black_holed)
+    """What one check says while seven things are broken."""
+    within = (daemon_stopped, file_changed, passwords_taken, certificate_expiring)
+    breaks = (record_changed, address_listed, *within, mx_black_holed)
     with ExitStack() as stack:
         for each in breaks:
             stack.enter_context(each(lab))
@@ -164,6 +176,10 @@ def test_a_file_that_was_changed_by_hand_is_shown_by_line(broken: dict[str, Any]
     assert says(broken, f"wrong hosts: maildrop-elm: {line}")
 
 
+def test_a_host_whose_ssh_takes_passwords_is_named(broken: dict[str, Any]) -> None:
+    assert says(broken, "wrong hosts: frontend-oak: its SSH server takes passwords (passwordauthentication yes)")
+
+
 def test_a_certificate_that_ends_soon_is_seen_at_its_port_and_on_its_host(broken: dict[str, Any]) -> None:
     assert says(broken, "wrong ports: smtp-in-elm 198.51.100.18 port 25: its certificate ends in 3 days"), bad(broken)
     assert says(broken, "smtp-in-elm 198.51.100.18 port 25: its certificate does not prove that it is smtp-in")
@@ -177,7 +193,7 @@ def test_an_mx_that_swallows_packets_is_wrong_and_the_others_are_not(broken: dic
 
 
 def test_nothing_else_is_called_wrong(broken: dict[str, Any]) -> None:
-    known = ("dale.example", "dnsbl.example", "smtp-out-ash", "maildrop-elm", "smtp-in-elm", "-ash")
+    known = ("dale.example", "dnsbl.example", "smtp-out-ash", "maildrop-elm", "frontend-oak", "smtp-in-elm", "-ash")
     assert [line for line in bad(broken) if not any(word in line for word in known)] == []
 
 

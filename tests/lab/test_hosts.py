@@ -112,6 +112,15 @@ def test_nobody_gets_in_by_a_password(lab: Lab, host: str) -> None:
     assert done.returncode == 255 and "Permission denied (publickey)" in done.stderr, done.stderr
 
 
+def test_a_file_of_cloud_init_that_allows_passwords_does_not_count(lab: Lab) -> None:
+    host, path = "smtp-in-elm", "/etc/ssh/sshd_config.d/50-cloud-init.conf"
+    lab.run(host, "sh", "-c", f"echo PasswordAuthentication yes > {path} && systemctl reload ssh")
+    try:
+        test_nobody_gets_in_by_a_password(lab, host)
+    finally:
+        lab.run(host, "sh", "-c", f"rm {path} && systemctl reload ssh")
+
+
 EACH_KIND = ("smtp-in-oak", "smtp-out-oak", "maildrop-elm", "frontend-ash")
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lab import faults, up
 from lab.proof import prove
-from tests.lab.conftest import Lab
+from tests.lab.conftest import PUSH, Lab
 
 
 def alias(config: dict[str, Any]) -> None:
@@ -147,6 +147,62 @@ def test_an_agent_that_was_killed_finishes_its_work_in_the_next_run(unchanged: L
     assert "by hand" not in unchanged.run("smtp-in-elm", "cat", "/etc/postfix/transport").stdout
 
 
+KILLED = f"""
+import glob, os, signal, subprocess, sys, time
+
+def is_unpacked():
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            words = open(path, "rb").read().split(b"\\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"dpkg") and b"--unpack" in words:
+            return True
+    return False
+
+push = subprocess.Popen([sys.executable, "-c", {PUSH!r}], stdin=subprocess.PIPE, start_new_session=True)
+push.stdin.write(sys.stdin.buffer.read())
+push.stdin.close()
+while not is_unpacked():
+    assert push.poll() is None, "it ended before anything was unpacked"
+    time.sleep(0.001)
+os.KILL(push.pid, signal.SIGKILL)
+print(os.path.exists("/usr/sbin/policy-rc.d"))
+"""
+"""A push that is killed while dpkg unpacks."""
+
+
+@pytest.mark.parametrize("kill", ["kill", "killpg"], ids=["alone", "with its apt"])
+def test_a_push_that_was_killed_while_packages_install_is_finished_by_the_next(lab: Lab, kill: str) -> None:
+    host = "frontend-ash"
+    lab.run(host, "dpkg", "--purge", "opensmtpd", "ed")
+    killed = lab.push(host, program=KILLED.replace("os.KILL", f"os.{kill}"))
+    assert killed.stdout == "True\n", killed.stderr
+    done = lab.push(host)
+    assert done.returncode == 0, done.stderr
+    assert lab.run(host, "ls", "/usr/sbin/policy-rc.d").returncode
+    assert lab.run(host, "dpkg", "--audit").stdout == ""
+    assert lab.run(host, "systemctl", "is-active", "opensmtpd", "nginx").stdout.split() == ["active"] * 2
+
+
+def test_a_change_that_fails_brings_back_what_it_ended(lab: Lab) -> None:
+    host, path = "frontend-ash", "/etc/nginx/nginx.conf"
+
+    def end(wanted: dict[str, Any]) -> None:
+        wanted["files"][path]["content"] += "# new\n"
+        del wanted["units"]["opensmtpd.service"]
+        wanted["masked"].append("logrotate.timer")
+        wanted["health"].append({"service": "frontend", "kind": "command", "run": ["false"]})
+        wanted["health_seconds"] = 1
+
+    done = lab.push(host, end)
+    assert done.returncode == 1 and "the services run with them as before" in done.stderr, done.stderr
+    for verb, said in (("is-active", "active"), ("is-enabled", "enabled")):
+        asked = lab.run(host, "systemctl", verb, "opensmtpd.service", "logrotate.timer", "nginx.service")
+        assert asked.stdout.split() == [said] * 3
+    assert "nothing to do" in lab.push(host).stdout
+
+
 def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None:
     name = "smtp-out-elm"
     up.reinstall(lab.state, name, blank=True)
@@ -156,6 +212,15 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
     assert lab.run(name, "systemctl", "is-active", *units).stdout.split() == ["active"] * 3
     # It asks for a certificate that the world believes, and gets one.
     up.wait_for_certificates(lab.state, lab.stack())
+
+
+def test_an_access_that_does_not_cover_the_operator_shuts_nobody_out(unchanged: Lab) -> None:
+    unchanged.change(lambda config: config["access"].update(ssh_from=["192.0.2.0/24"]))
+    before = unchanged.run("smtp-in-oak", "cat", "/etc/nftables.conf").stdout
+    done = unchanged.ops("up", unchanged.stack_name, "--yes")
+    assert done.returncode != 0
+    assert "which is in no network of access.ssh_from (192.0.2.0/24)" in " ".join(done.stdout.split())
+    assert unchanged.run("smtp-in-oak", "cat", "/etc/nftables.conf").stdout == before
 
 
 @pytest.fixture

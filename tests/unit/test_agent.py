@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import grp
 import json
 import os
+import pwd
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +91,435 @@ def test_where_no_number_changed_nothing_is_touched(disk: Disk) -> None:
 def test_a_folder_that_is_new_has_the_numbers_of_its_owners_from_the_start(disk: Disk) -> None:
     agent.give_back([str(disk.folder / "new")], BEFORE)
     assert json.loads((disk.folder / "new" / ".owners").read_text()) == BEFORE
+
+
+# A host that is a folder, with a systemd that is a table
+
+
+class Host:
+    """A host with ``files``, and with units that do as systemctl(1) says."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.units: dict[str, dict[str, str]] = {}
+        self.commands: list[str] = []
+        self.is_full_for: Callable[[Path], bool] = lambda path: False
+        (folder / "units").mkdir()
+        monkeypatch.setattr(agent, "HOME", folder / "home")
+        monkeypatch.setattr(agent, "UNIT_FOLDER", f"{folder}/units/")
+        monkeypatch.setattr(agent, "run", self._run)
+        monkeypatch.delenv("SSH_CONNECTION", raising=False)
+        monkeypatch.setattr(agent, "install_packages", lambda *_: 0)
+        monkeypatch.setattr(agent, "give_back", lambda *_: None)
+        monkeypatch.setattr(os, "fchown", lambda *_: None)
+        self._write = agent.write
+        monkeypatch.setattr(agent, "write", self._write_or_refuse)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def text(self, name: str) -> str:
+        return self.path(name).read_text()
+
+    def bundle(self, files: dict[str, str], units: dict[str, list[str]], **more: Any) -> dict[str, Any]:
+        """A bundle with files by name, and units by the names of files whose change restarts them."""
+        owner, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
+        empty: dict[str, Any] = {"packages": [], "replaces": [], "users": {}, "directories": {}, "secrets": {}}
+        empty |= {
+            "agent": "",
+            "ssh_from": ["192.0.2.0/24"],
+            "compile": [],
+            "checks": [],
+            "masked": [],
+            "kept": [],
+            "health": [],
+            "health_seconds": 0,
+        }
+        return {
+            "host": "here",
+            **empty,
+            "files": {
+                str(self.path(name)): {"content": text, "mode": "0644", "owner": owner, "group": group}
+                for name, text in files.items()
+            },
+            "units": {
+                unit: {
+                    "service": unit.partition(".")[0],
+                    "restart_on": [str(self.path(name)) for name in names],
+                    "reload_on": [],
+                }
+                for unit, names in units.items()
+            },
+            **more,
+        }
+
+    def _write_or_refuse(self, path: Path, *rest: Any) -> None:
+        if self.is_full_for(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        self._write(path, *rest)
+        if path.parent == self.folder / "units" and path.name in self.units:
+            self.units[path.name]["NeedDaemonReload"] = "yes"
+
+    def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        said = ""
+        if command[:2] == ("systemctl", "show"):
+            asked = command[command.index("--") + 1 :]
+            said = "\n\n".join("\n".join(f"{k}={v}" for k, v in self._state(unit).items()) for unit in asked)
+        elif command[0] == "systemctl":
+            words = [word for word in command[1:] if not word.startswith("--")]
+            self.commands.append(" ".join(words))
+            self._do(words[0], words[1:], now="--now" in command)
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    def _state(self, unit: str) -> dict[str, str]:
+        fresh = {"Id": unit, "ActiveState": "inactive", "UnitFileState": "disabled", "NeedDaemonReload": "no"}
+        return self.units.setdefault(unit, fresh)
+
+    def _do(self, verb: str, units: list[str], *, now: bool) -> None:
+        if verb == "daemon-reload":
+            units = list(self.units)
+        for unit in units:
+            state = self._state(unit)
+            if verb == "daemon-reload":
+                state["NeedDaemonReload"] = "no"
+            if verb in ("start", "restart") and state["UnitFileState"] != "masked":
+                state["ActiveState"] = "active"
+            if verb in ("enable", "disable", "mask"):
+                state["UnitFileState"] = f"{verb}d" if verb != "mask" else "masked"
+            if verb == "unmask":
+                state["UnitFileState"] = "disabled"
+            if verb == "stop" or (verb == "disable" and now):
+                state["ActiveState"] = "inactive"
+
+
+class Cut(BaseException):
+    """The agent is killed."""
+
+
+def cut(*_: Any) -> Any:
+    raise Cut
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def refusal(bundle: dict[str, Any]) -> str:
+    """What the agent says of a bundle that it cannot apply."""
+    with pytest.raises(agent.Failed) as failure:
+        agent.apply(bundle)
+    return str(failure.value)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str | None]) -> list[dict[str, Any]]:
+    """The transaction of a service named nginx, with what it answers."""
+    monkeypatch.setitem(agent.PROBES, "test", lambda probe: answer())
+    return [{"service": "nginx", "kind": "test"}]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host: Host) -> None:
+    units = {"nginx.service": ["a", "b"]}
+    agent.apply(host.bundle({"a": "old", "b": "old"}, units))
+    host.is_full_for = lambda path: path == host.path("b") and host.text("a") == "new"
+    said = refusal(host.bundle({"a": "new", "b": "new"}, units))
+    assert (host.text("a"), host.text("b")) == ("old", "old")
+    assert f"No space left on device: '{host.path('b')}'" in said
+
+
+def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(host: Host) -> None:
+    units = {"nginx.service": ["a", "b", "c"]}
+    agent.apply(host.bundle({"a": "old", "b": "old", "c": "old"}, units))
+    # It takes two files, and then neither the third nor the first again.
+    host.is_full_for = lambda path: path.name == "c" or (path.name == "a" and host.text("a") == "new")
+    said = refusal(host.bundle({"a": "new", "b": "new", "c": "new"}, units))
+    assert host.text("b") == "old"
+    _, _, undone = said.partition("\n")
+    assert undone.startswith("Not all files could be put back: ") and f"'{host.path('a')}'" in undone
+
+
+def test_a_service_that_answers_nonsense_is_not_well_and_its_files_are_put_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    health = answering(monkeypatch, lambda: b"\xff".decode())
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=health))
+    assert host.text("a") == "old"
+    assert said.startswith("nginx: test: 'utf-8' codec can't decode")
+
+
+def test_an_error_that_nobody_thought_of_puts_the_files_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(change: Any) -> None:
+        raise KeyError("what")
+
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    monkeypatch.setattr(agent, "_steady", broken)
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}))
+    assert host.text("a") == "old"
+    assert said.startswith("KeyError: 'what'\n")
+
+
+def test_an_error_of_the_system_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agent, "HOME", tmp_path / "file" / "home")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        agent.main({"host": "here"})
+    assert capsys.readouterr().err.startswith("here: [Errno 20] Not a directory: ")
+
+
+def test_a_full_disk_names_the_file_that_it_did_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fchown", lambda *_: None)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=str(tmp_path / "a")):
+        agent.write(tmp_path / "a", b"new", 0o644, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_change_that_fails_brings_back_what_it_retired_and_masked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both: dict[str, list[str]] = {"nginx.service": ["a"], "webmail.service": []}
+    agent.apply(host.bundle({"a": "old"}, both))
+    host.units["apache.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
+    host.units["idle.service"] = {"ActiveState": "inactive", "UnitFileState": "disabled"}
+    before = {name: dict(state) for name, state in host.units.items()}
+    ill = answering(monkeypatch, lambda: "ill")
+    one = host.bundle({"a": "new"}, {"nginx.service": ["a"]}, masked=["apache.service", "idle.service"], health=ill)
+    assert refusal(one) == "nginx: test: ill\nThe files were put back, and the services run with them as before."
+    assert "disable webmail.service" in host.commands and "mask apache.service idle.service" in host.commands
+    assert host.units == before
+
+
+def test_a_unit_that_does_not_come_back_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    ill = answering(monkeypatch, lambda: host.units["nginx.service"].update(ActiveState="failed") or "ill")
+    monkeypatch.setattr(host, "_do", lambda *_, **__: None)
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    assert said == "nginx: test: ill\nThe files were put back, but nginx.service did not come back."
+
+
+def test_a_unit_that_came_with_a_change_that_fails_is_ended_by_the_file_that_describes_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bool] = []
+    do = host._do
+
+    def watched(verb: str, units: list[str], *, now: bool) -> None:
+        if verb == "disable":
+            there.append(host.path("units/new.service").exists())
+        do(verb, units, now=now)
+
+    monkeypatch.setattr(host, "_do", watched)
+    ill = answering(monkeypatch, lambda: "ill")
+    units: dict[str, list[str]] = {"nginx.service": ["units/new.service"], "new.service": ["units/new.service"]}
+    refusal(host.bundle({"units/new.service": "[Unit]"}, units, health=ill))
+    assert there == [True] and not host.path("units/new.service").exists()
+    assert host.units["new.service"]["ActiveState"] == "inactive"
+
+
+def test_a_service_that_ran_before_the_first_push_runs_after_it_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.units["nginx.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    assert host.units["nginx.service"] == {"ActiveState": "active", "UnitFileState": "enabled"}
+
+
+def test_a_run_that_was_cut_before_systemd_read_its_units_is_finished_by_the_next(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pushed(text: str) -> dict[str, Any]:
+        units: dict[str, list[str]] = {"a.service": ["units/a.service"], "b.service": []}
+        return host.bundle({"units/a.service": text, "units/b.service": text}, units)
+
+    agent.apply(pushed("old"))
+    with monkeypatch.context() as killed, pytest.raises(Cut):
+        killed.setattr(agent, "_units", cut)
+        agent.apply(pushed("new"))
+    assert agent.difference(pushed("new"))["behind"] == ["a.service", "b.service"]
+    host.commands.clear()
+    agent.apply(pushed("new"))
+    assert host.commands == ["daemon-reload", "restart a.service"]
+    host.commands.clear()
+    agent.apply(pushed("new"))
+    assert host.commands == []
+
+
+def test_a_file_that_a_cut_run_wrote_is_removed_when_the_next_bundle_has_it_no_more(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = {"nginx.service": ["a", "b", "c"]}
+    with monkeypatch.context() as killed, pytest.raises(Cut):
+        killed.setattr(host, "is_full_for", lambda path: path.name == "c" and cut())
+        agent.apply(host.bundle({"a": "1", "b": "1", "c": "1"}, units))
+    assert host.path("b").exists() and not host.path("c").exists()
+    agent.apply(host.bundle({"a": "1"}, units))
+    assert host.path("a").exists() and not host.path("b").exists()
+
+
+def test_a_file_that_was_there_before_a_change_that_failed_stays_when_the_next_does_without_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.path("a").write_text("of the package")
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, health=ill))
+    agent.apply(host.bundle({}, {"nginx.service": []}))
+    assert host.text("a") == "of the package"
+
+
+@pytest.mark.parametrize("client", ["198.51.100.7", "2001:db8::7", "fe80::7%eth0"])
+def test_a_push_that_would_lock_its_sender_out_changes_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch, client: str
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", f"{client} 40000 192.0.2.1 22")
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, ssh_from=["192.0.2.0/24", "2001:db8:1::/48"]))
+    assert said.startswith(f"this push comes from {client}, which is in no network of access.ssh_from (192.0.2.0/24, ")
+    assert not host.path("a").exists() and not host.commands
+
+
+@pytest.mark.parametrize("connection", ["192.0.2.7 40000 192.0.2.1 22", "2001:db8:1::7 40000 2001:db8:1::1 22", ""])
+def test_a_push_whose_sender_may_come_again_is_applied(
+    host: Host, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    monkeypatch.setenv("SSH_CONNECTION", connection)
+    agent.apply(host.bundle({"a": "new"}, {"nginx.service": ["a"]}, ssh_from=["192.0.2.0/24", "2001:db8:1::/48"]))
+    assert host.text("a") == "new"
+
+
+# Packages
+
+
+class Packages:
+    """dpkg and apt, as far as they are asked, with what services are told that want to start while they work."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.at_death = folder / "sbin", folder / "dead"
+        self.folder.mkdir()
+        self.policy = self.folder / "policy-rc.d"
+        self.installed: set[str] = set()
+        self.half_done: set[str] = set()
+        self.commands: list[str] = []
+        self.told: list[str] = []
+        self.killed = False
+        monkeypatch.setattr(agent, "POLICY", self.policy)
+        monkeypatch.setattr(agent, "POLICY_ASIDE", self.folder / "policy-rc.d.aside")
+        monkeypatch.setattr(agent, "DPKG_LOCK", folder / "lock-frontend")
+        monkeypatch.setattr(agent, "run", self._run)
+        monkeypatch.setattr(os, "fchown", lambda *_: None)
+
+    def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        said, status = "", 0
+        if command[0] == "dpkg-query":
+            said = "".join(f"{name} ii \n" for name in command[4:] if name in self.installed)
+        elif "--configure" in command:
+            self.told.append(self.policy.read_text())
+            self.installed |= self.half_done
+            self.half_done.clear()
+        elif command[0] == "apt-get" and not {"--simulate", "--download-only", "update"} & set(command):
+            self.told.append(self.policy.read_text())
+            if self.killed:
+                self.half_done |= set(command[command.index("install") + 1 :])
+                shutil.copytree(self.folder, self.at_death)
+                raise Cut
+            status = 100 if self.half_done else 0
+            self.installed |= set(command[command.index("install") + 1 :])
+        self.commands.append(" ".join(command))
+        return subprocess.CompletedProcess(command, status, said, "E: dpkg was interrupted" if status else "")
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Packages:
+    return Packages(tmp_path, monkeypatch)
+
+
+def leave_half_done(packages: Packages) -> None:
+    """A push that is killed while apt installs: nothing of what it would do at its end is done."""
+    packages.killed = True
+    with pytest.raises(Cut):
+        agent.install_packages(["nginx", "dovecot"], [])
+    packages.killed = False
+    shutil.rmtree(packages.folder)
+    packages.at_death.rename(packages.folder)
+    packages.commands.clear()
+    packages.told.clear()
+
+
+def test_nothing_starts_while_packages_are_installed_and_afterwards_all_may(packages: Packages) -> None:
+    assert agent.install_packages(["nginx", "dovecot"], []) == 2
+    assert packages.told and all("exit 101" in policy for policy in packages.told)
+    assert not packages.policy.exists()
+    packages.commands.clear()
+    assert agent.install_packages(["nginx", "dovecot"], []) == 0
+    assert [command.split()[0] for command in packages.commands] == ["dpkg-query"]
+
+
+def test_a_push_that_was_killed_while_it_installed_is_finished_by_the_next(packages: Packages) -> None:
+    leave_half_done(packages)
+    assert packages.policy.exists()
+    agent.install_packages(["nginx", "dovecot", "redis"], [])
+    assert packages.installed == {"nginx", "dovecot", "redis"} and not packages.half_done
+    assert packages.told and all("exit 101" in policy for policy in packages.told)
+    assert not packages.policy.exists()
+
+
+def test_services_may_start_again_also_where_apt_finished_after_the_push_was_killed(packages: Packages) -> None:
+    leave_half_done(packages)
+    packages.installed, packages.half_done = {"nginx", "dovecot"}, set()
+    assert agent.install_packages(["nginx", "dovecot"], []) == 0
+    assert not packages.policy.exists()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_policy_of_the_host_s_own_is_there_again_afterwards(packages: Packages, is_killed: bool) -> None:
+    own = "#!/bin/sh\nexit 101\n"
+    packages.policy.write_text(own)
+    packages.policy.chmod(0o755)
+    if is_killed:
+        leave_half_done(packages)
+    agent.install_packages(["nginx"], [])
+    assert packages.policy.read_text() == own and os.access(packages.policy, os.X_OK)
+    assert own not in packages.told
+
+
+def test_a_policy_that_had_stepped_aside_when_a_push_was_killed_comes_back(packages: Packages) -> None:
+    packages.installed = {"nginx"}
+    packages.policy.with_name("policy-rc.d.aside").write_text("#!/bin/sh\nexit 0\n")
+    agent.install_packages(["nginx"], [])
+    assert packages.policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_an_apt_that_outlived_its_push_is_waited_for_before_anything_may_start(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_half_done(packages)
+    there = []
+
+    def lock(file: Any, how: int) -> None:
+        there.append(packages.policy.exists())
+        if len(there) < 3:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    agent.install_packages(["nginx"], [])
+    assert there == [True, True, True]
+    assert capsys.readouterr().out == "waiting for apt or dpkg\n"
+
+
+def test_an_apt_that_works_for_ever_is_not_waited_for_as_long(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(file: Any, how: int) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(agent, "LOCK_SECONDS", 0)
+    with pytest.raises(agent.Failed, match="apt or dpkg has held this host"):
+        agent.install_packages(["nginx"], [])
+    assert not packages.policy.exists()

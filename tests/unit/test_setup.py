@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,3 +59,35 @@ def test_what_the_plugin_of_libvirt_runs_is_installed_with_it(monkeypatch: pytes
     setup.debian_packages("")
     with pytest.raises(setup.SetupFailed, match="are missing: apt-get install libvirt-clients xsltproc"):
         setup.debian_packages("", libvirt=True)
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(setup, "POLICY", tmp_path / "policy-rc.d")
+    return tmp_path / "policy-rc.d"
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+def test_services_may_start_after_a_set_up_also_where_the_one_before_was_killed(policy: Path, is_left: bool) -> None:
+    if is_left:
+        policy.write_text(setup.NOTHING_STARTS)
+    with setup.no_service_starts():
+        assert "exit 101" in policy.read_text()
+    assert not policy.exists()
+
+
+def test_what_a_killed_set_up_left_goes_also_where_nothing_is_to_be_installed(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.write_text(setup.NOTHING_STARTS)
+    monkeypatch.setattr(setup, "_installed", set)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    setup.debian_packages("")
+    assert not policy.exists()
+
+
+def test_a_policy_of_the_machine_s_own_stays(policy: Path) -> None:
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    with setup.no_service_starts():
+        pass
+    assert policy.read_text() == "#!/bin/sh\nexit 101\n"
