@@ -16,6 +16,8 @@ from services.zones import rrsets
 
 WITHOUT = "POSTHORN_WITHOUT"
 """Variable of the environment: sites whose resources this run leaves out, which no other site waits for."""
+FIRST = "POSTHORN_FIRST"
+"""The same: set while the stack has no machine yet. Nobody is served who could miss one: all are made at once."""
 
 
 class Platform(pulumi.ComponentResource):
@@ -59,7 +61,8 @@ class Platform(pulumi.ComponentResource):
         """A host as it has to be: its machine, if that is the stack's to make, and all that is on it."""
         stack, machine = self._stack, None
         if host.machine and hypervisor:
-            machine = Machine(host.name, stack, host, hypervisor, self._child(previous_site))
+            waits_for = [] if os.environ.get(FIRST) else previous_site
+            machine = Machine(host.name, stack, host, hypervisor, self._child(waits_for))
         return HostConfiguration(
             host.name,
             address=str(host.management_address),

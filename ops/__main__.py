@@ -17,7 +17,7 @@ import bcrypt
 from rich.console import Console
 from rich.table import Table
 
-from components.platform import WITHOUT
+from components.platform import FIRST, WITHOUT
 from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys, PublicKeys
@@ -31,6 +31,7 @@ from ops.pulumi import (
     anew_at_once,
     disks_as_they_were,
     excluded,
+    has_machines,
     left_behind,
     locked_out,
     unlock,
@@ -174,7 +175,8 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
         raise OperatorError(f"{project.stack}: not started, nothing was changed:\n{listed}")
     for line in disks_as_they_were(stack, exported):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
-    return excluded(stack, words.without), {ADOPT: adopted, WITHOUT: ",".join(words.without)}
+    first = "" if has_machines(stack, exported) else "yes"
+    return excluded(stack, words.without), {ADOPT: adopted, WITHOUT: ",".join(words.without), FIRST: first}
 
 
 def up(project: Project, words: Words, yes: bool) -> int:

@@ -153,6 +153,12 @@ def _by_name(exported: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {r["urn"].rpartition("::")[2]: r for r in resources if not r.get("delete")}
 
 
+def has_machines(stack: Stack, exported: Mapping[str, Any]) -> bool:
+    """Whether a machine of the stack was made already, by its state."""
+    resources = _by_name(exported)
+    return any(f"{host}-system" in resources for host in stack.all_hosts)
+
+
 def disks_as_they_were(stack: Stack, exported: Mapping[str, Any]) -> Iterator[str]:
     """What to do for each data disk that is not as large as the stack says: ``up`` never changes one, it holds data."""
     resources = _by_name(exported)

@@ -137,6 +137,26 @@ def test_no_machine_is_touched_before_the_site_before_serves_again(
         assert max(when[f"{host}-files"] for host in before) < min(when[f"{host}-system"] for host in after)
 
 
+def test_the_first_machines_of_a_stack_are_made_at_all_sites_at_once(
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components.machine import Machine
+    from components.platform import FIRST
+
+    waited_for: dict[str, int] = {}
+
+    class Noting(Machine):
+        def __init__(self, name: str, *arguments: Any) -> None:
+            waited_for[name] = len(arguments[-1].depends_on)
+            super().__init__(name, *arguments)
+
+    monkeypatch.setattr("components.platform.Machine", Noting)
+    monkeypatch.setenv(FIRST, "yes")
+    stack = parse("lab", "Pulumi.lab.yaml", copy.deepcopy(keyed_config))
+    build(stack)
+    assert waited_for == dict.fromkeys(stack.hosts, 0)
+
+
 def test_no_site_waits_for_one_that_is_left_out(
     recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
