@@ -217,7 +217,7 @@ APT = (
     *("apt-get", "-q", "-y", "--no-install-recommends", "--fix-broken", "-o", "Dpkg::Options::=--force-confold"),
     *("-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}"),
 )
-DPKG_LOCK = Path("/var/lib/dpkg/lock-frontend")
+DPKG_LOCKS = (Path("/var/lib/dpkg/lock-frontend"), Path("/var/lib/dpkg/lock"))
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_ASIDE = Path("/usr/sbin/policy-rc.d.aside")
 NOTHING_STARTS = b"#!/bin/sh\n# Of a push: what it installs is configured before it starts.\nexit 101\n"
@@ -263,15 +263,17 @@ def _missing(packages: list[str]) -> list[str]:
 
 
 def _finish_installation() -> None:
-    """Finishes what was cut by a kill or a power failure; what dpkg cannot finish, apt tells in its own words later.
+    """Finishes what was cut by a kill or a power failure; what cannot be finished, apt tells in its own words later.
 
-    The apt of a run that was killed may still work: it is waited for, and nothing may start until then.
+    The apt of a run that was killed may still work, or its dpkg alone: both are waited for, and nothing starts before.
     """
-    with open(DPKG_LOCK, "a") as lock:
-        wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
-        with nothing_starts():
-            # That lock is ours, as any front end's of dpkg (dpkg(1), DPKG_FRONTEND_LOCKED).
-            run("env", "DPKG_FRONTEND_LOCKED=true", "dpkg", "--force-confold", "--configure", "--pending")
+    for path in DPKG_LOCKS:
+        with open(path, "a") as lock:
+            wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
+    with nothing_starts():
+        # dpkg alone finishes its journal, apt alone finds what an unpacked package depends on.
+        if run("dpkg", "--force-confold", "--configure", "--pending").returncode:
+            run(*APT, "--no-remove", "install")
 
 
 @contextlib.contextmanager
