@@ -6,6 +6,7 @@ import shlex
 from functools import partial
 
 import bcrypt
+import pytest
 
 from lab import foreign
 from tests.lab.conftest import Lab
@@ -21,6 +22,7 @@ def told(lab: Lab) -> list[dict[str, str]]:
     return [finding for finding in found(lab)["findings"] if finding["where"] == NAME]
 
 
+@pytest.mark.on_release(13)
 def test_an_account_comes_and_goes_and_its_mailbox_stays_until_it_is_removed_by_word(unchanged: Lab) -> None:
     lab, before = unchanged, unchanged.stack_file.read_text()
     hashed = "{BLF-CRYPT}" + bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(5)).decode()

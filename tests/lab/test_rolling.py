@@ -93,6 +93,7 @@ def mail_by_dane(lab: Lab) -> Iterator[str]:
     assert eventually(arrived, 60), (len(sent), logged)
 
 
+@pytest.mark.on_release(12)
 def test_a_sender_that_demands_dane_delivers_at_each_step_of_a_new_tls_key(lab: Lab) -> None:
     host, word = "smtp-in-oak", "tls/smtp-in-oak"
     before, old = published(lab), key_of(lab, host, identity.CERTIFICATE)
@@ -134,6 +135,7 @@ def rewritten(lab: Lab, host: str) -> str:
     return str(lab.run(host, "python3", "-c", script).stdout).strip()
 
 
+@pytest.mark.on_release(12)
 def test_bounces_come_back_at_each_step_of_a_new_srs_secret(lab: Lab) -> None:
     old = rewritten(lab, "smtp-in-oak")
     for step in range(3):
@@ -146,6 +148,7 @@ def test_bounces_come_back_at_each_step_of_a_new_srs_secret(lab: Lab) -> None:
             assert knows(lab, site, old) == (step < 2)
 
 
+@pytest.mark.on_release(13)
 def test_hosts_verify_one_another_at_each_step_of_a_new_authority(lab: Lab) -> None:
     words = "authority,session,replication"
     for word in (words, "authority", "authority"):

@@ -125,7 +125,7 @@ def test_nobody_waits_long_once_the_way_is_open_again() -> None:
     assert all(entry.due <= now + sync.LONGEST_GATE for entry in queue.waiting.values())
 
 
-def simulated(broken: int, failing_takes: float, seconds: float = 600) -> tuple[float, int]:
+def simulated(broken: int, failing_takes: float, seconds: float = 300) -> tuple[float, int]:
     """Broken users beside ten who get a mail every two seconds in turn: the longest wait of those, and the failures."""
     queue, failures, waits = Queue(), 0, [0.0]
     ends: dict[str, float] = {}
@@ -149,12 +149,12 @@ def simulated(broken: int, failing_takes: float, seconds: float = 600) -> tuple[
     return max(waits), failures
 
 
-@pytest.mark.parametrize("broken", [1, 2, 3, 6])
-@pytest.mark.parametrize("failing_takes", [0.1, 5.0, 10.0])
+@pytest.mark.parametrize("broken", [1, 2, 6])
+@pytest.mark.parametrize("failing_takes", [0.1, 10.0])
 def test_users_whose_syncs_fail_do_not_slow_the_others(broken: int, failing_takes: float) -> None:
     longest, failures = simulated(broken, failing_takes)
     assert longest < 0.3
-    assert failures < 600
+    assert failures < 300
 
 
 def test_a_pass_ends_beside_users_whose_syncs_fail() -> None:
