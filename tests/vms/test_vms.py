@@ -15,7 +15,7 @@ from rich.console import Console
 from lab import faults, up, vms
 from lab.state import FOLDER, RELEASE, State, load, namespace
 from tests.lab.conftest import Lab
-from tests.lab.steps import id_of, in_mailbox, mail
+from tests.lab.steps import eventually, id_of, in_mailbox, mail
 
 VIRTUAL = ("maildrop-oak", "smtp-in-elm")
 
@@ -75,6 +75,18 @@ def test_a_machine_is_upgraded_and_the_mail_in_its_queue_comes_from_the_new_one(
     assert in_mailbox(lab, "ann", id_of(text))
 
 
+def test_dovecot_goes_with_the_disk_of_the_mail_and_comes_back_with_it(state: State) -> None:
+    lab, host = Lab(state), "maildrop-oak"
+
+    def dovecot() -> str:
+        return lab.run(host, "systemctl", "is-active", "dovecot").stdout.strip()
+
+    lab.run(host, "umount", "--lazy", "/var/vmail")
+    eventually(lambda: dovecot() == "inactive")
+    assert lab.run(host, "mount", "--bind", "/data/var/vmail", "/var/vmail").returncode == 0
+    eventually(lambda: dovecot() == "active")
+
+
 def test_machines_are_switched_off_site_by_site_and_a_data_disk_is_left_as_it_is(state: State) -> None:
     def larger(config: dict[str, Any]) -> None:
         for host in VIRTUAL:
@@ -98,7 +110,7 @@ def test_down_removes_the_machines_keeps_their_data_and_says_how_to_remove_it(st
     for host in VIRTUAL:
         site = host.rpartition("-")[2]
         assert (FOLDER / "hypervisors" / site / "pool" / f"{host}-data").exists()
-        assert f"{host}-data" in printed and "pulumi state unprotect" in printed
+        assert f"make unprotect STACK=lab-vms NAME={host}-data" in printed
 
 
 def test_after_lab_down_nothing_is_left(state: State) -> None:
