@@ -22,6 +22,22 @@ INSIDE = ("net.hill.example", "198.18.", "2001:db8:1:", "maildrop-", "localdomai
 """Words that nobody outside is to read: names and addresses of the hosts behind the MX."""
 
 
+FIRST = "frontend-oak"
+"""The scanner that all mail hosts prefer."""
+STATES = """
+import socket
+said = b""
+with socket.socket(socket.AF_UNIX) as haproxy:
+    haproxy.settimeout(10)
+    haproxy.connect("/run/haproxy-master.sock")
+    haproxy.sendall(b"@1 show servers state scanners\\n")
+    # An empty line ends the answer.
+    while b"\\n\\n" not in said:
+        said += haproxy.recv(4096)
+print(said.decode())
+"""
+
+
 def eventually(true: Callable[[], Any], seconds: float = 40) -> Any:
     """What a call returns once it is true: a mail has several hosts to pass."""
     return pair.eventually(true, seconds)
@@ -126,3 +142,15 @@ def knot(lab: Lab, zone: str, *commands: str) -> None:
     lines = "; ".join(f"knotc {c} >/dev/null" for c in (f"zone-begin {zone}", *commands, f"zone-commit {zone}"))
     done = lab.run(internet.NAME, "sh", "-ec", lines)
     assert done.returncode == 0, done.stderr
+
+
+def is_asked(lab: Lab, host: str) -> bool:
+    """Whether a mail host knows the first scanner to be well: "Management Guide" of HAProxy, show servers state."""
+    said = str(lab.run(host, "python3", "-c", STATES).stdout)
+    return any(line.split()[3] == FIRST and line.split()[5] == "2" for line in said.splitlines() if " 198." in line)
+
+
+def first_scanner_is_asked(lab: Lab, kind: str) -> None:
+    """Waits until all hosts of a kind ask the first scanner: after a push it was away for a moment."""
+    for site in MX:
+        eventually(lambda site=site: is_asked(lab, f"{kind}-{site}"))  # type: ignore[misc]

@@ -11,35 +11,23 @@ import pytest
 
 from lab import faults, foreign
 from tests.lab.conftest import Lab
-from tests.lab.steps import MX, eventually, id_of, in_mailbox, mail, stopped, talk
-
-FIRST = "frontend-oak"
-"""The scanner that all mail hosts prefer."""
-STATES = """
-import socket
-said = b""
-with socket.socket(socket.AF_UNIX) as haproxy:
-    haproxy.settimeout(10)
-    haproxy.connect("/run/haproxy-master.sock")
-    haproxy.sendall(b"@1 show servers state scanners\\n")
-    # An empty line ends the answer.
-    while b"\\n\\n" not in said:
-        said += haproxy.recv(4096)
-print(said.decode())
-"""
-
-
-def is_asked(lab: Lab, host: str) -> bool:
-    """Whether a mail host knows the first scanner to be well: "Management Guide" of HAProxy, show servers state."""
-    said = str(lab.run(host, "python3", "-c", STATES).stdout)
-    return any(line.split()[3] == FIRST and line.split()[5] == "2" for line in said.splitlines() if " 198." in line)
+from tests.lab.steps import (
+    FIRST,
+    MX,
+    eventually,
+    first_scanner_is_asked,
+    id_of,
+    in_mailbox,
+    mail,
+    stopped,
+    talk,
+)
 
 
 @pytest.fixture
 def all_well(lab: Lab) -> Lab:
     """The lab, when all MX ask the first scanner."""
-    for site in MX:
-        eventually(lambda site=site: is_asked(lab, f"smtp-in-{site}"))  # type: ignore[misc]
+    first_scanner_is_asked(lab, "smtp-in")
     return lab
 
 

@@ -17,6 +17,7 @@ from tests.lab.steps import (
     PLACES,
     abroad,
     eventually,
+    first_scanner_is_asked,
     greeting,
     id_of,
     in_mailbox,
@@ -134,6 +135,8 @@ def test_an_account_writes_to_so_many_recipients_a_day_from_wherever_and_no_more
     lab = unchanged
     lab.change(lambda config: config["limits"].update(recipients_per_day=6))
     lab.up()
+    # Each scanner counts by itself.
+    first_scanner_is_asked(lab, "smtp-out")
 
     def sent(user: str, login: str = "") -> tuple[int, str]:
         """What becomes of a mail to four, from another address each time."""

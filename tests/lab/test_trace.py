@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 
 from lab import foreign
@@ -39,9 +40,10 @@ def test_a_mail_that_was_delivered_is_followed_to_its_mailbox(lab: Lab) -> None:
 
 
 def test_a_mail_that_was_put_off_is_told_with_what_the_scanner_found(lab: Lab) -> None:
-    # A stranger writes as bob for the first time: SPF and DMARC fail, and it is to come again.
-    text = mail(to="ben@hill.example")
-    sent = {"from": "bob@far.example", "recipients": ["ben@hill.example"], "data": text}
+    # A stranger writes as somebody whom no scanner knows: SPF and DMARC fail, and it is to come again.
+    sender = f"{secrets.token_hex(6)}@far.example"
+    text = mail(sender=sender, to="ben@hill.example")
+    sent = {"from": sender, "recipients": ["ben@hill.example"], "data": text}
     assert talk(lab, server=MX["elm"], **sent)["end"][0] == 451
     lines = told(lab, id_of(text), "put off by smtp-in-elm for ben@hill.example", "4.7.1 Try again later")
     assert any("rspamd: soft reject" in line and "R_SPF_FAIL" in line for line in lines), lines
