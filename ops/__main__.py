@@ -192,7 +192,7 @@ def up(project: Project, words: Words, yes: bool) -> int:
 def preview(project: Project, words: Words) -> int:
     """Shows what would change: host, file and lines."""
     exclude, variables = _checked(project, words)
-    return project.show("preview", "--diff", *exclude, **variables)
+    return project.show_changes("preview", "--diff", *exclude, **variables)
 
 
 def refresh(project: Project, without: Sequence[str], yes: bool) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,10 @@ from services.zones import record_problems
 ROOT = Path(__file__).parent.parent
 REACH_SECONDS = 3.0
 GIB = 2**30
+INPUTS = 8
+"""How deep the inputs of a resource stand in what Pulumi shows."""
+CHANGED_TEXT = re.compile(r"~ [^:]+: *")
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 OF_HOST = ("", "-system", "-data", "-first-boot", "-secrets", "-files")
 """What follows a host's name in the names of its resources (components/machine.py, components/host.py)."""
 
@@ -75,6 +81,15 @@ class Project:
         command = ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]
         return subprocess.run(command, env={**os.environ, **variables}).returncode
 
+    def show_changes(self, *arguments: str, **variables: str) -> int:
+        """Runs a Pulumi command that explains changes, prints what changes alone, and returns its exit status."""
+        color = "--color=always" if sys.stdout.isatty() else "--color=never"
+        command = ["pulumi", "-C", str(self.folder), *arguments, color, "--stack", self.stack]
+        with subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True) as process:
+            for line in changed_lines(process.stdout or ()):
+                print(line, end="", flush=True)
+        return process.returncode
+
     def ensure_exists(self) -> None:
         """Makes the stack in the back end when it is not there yet."""
         listed = subprocess.run(
@@ -84,6 +99,27 @@ class Project:
         )
         if listed.returncode:
             raise OperatorError(listed.stderr.strip())
+
+
+def changed_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of ``pulumi preview --diff`` that say what changes, and of what.
+
+    Where one word changes of an input that is JSON, Pulumi shows all of the input: thousands of lines for a host.
+    """
+    text: int | None = None
+    told = False
+    for line in lines:
+        plain = COLORS.sub("", line).rstrip("\n")
+        said = plain.lstrip()
+        depth = len(plain) - len(said)
+        told = told or plain.startswith("Diagnostics")
+        if text is not None and depth >= text + 4:
+            # A text that changes, with the lines around.
+            yield line
+            continue
+        text = depth if CHANGED_TEXT.fullmatch(said) else None
+        if told or (said and depth < INPUTS) or said.startswith(("~", "+", "-", "[urn=")):
+            yield line
 
 
 def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:

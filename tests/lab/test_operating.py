@@ -37,8 +37,8 @@ def test_a_preview_shows_host_file_and_line_and_touches_nothing(unchanged: Lab) 
         assert f"::{host}-files]" in done.stdout
     assert "/etc/postfix/virtual" in done.stdout
     assert "+ garden@hill.example ben@maildrop.net.hill.example" in " ".join(done.stdout.split())
-    # At mailbox hosts the login by that address comes, and nothing else.
-    assert "/etc/dovecot/logins" in done.stdout and "/etc/postfix/mailboxes" not in done.stdout
+    # At mailbox hosts the login by that address comes; what stays as it is is not shown.
+    assert "~ /etc/dovecot/logins" in done.stdout and "/etc/postfix/mailboxes" not in done.stdout
     assert unchanged.run("smtp-in-oak", "cat", "/etc/postfix/virtual").stdout == before
 
 

@@ -282,3 +282,67 @@ def test_an_operator_goes_to_a_host_with_the_pinned_key_alone(keyed_stack: Stack
     assert f"smtp-in-oak,198.18.1.11 {key}" in list(ssh.known_hosts(keyed_stack))
     with pytest.raises(running.OperatorError, match="no such host"):
         ssh.command(keyed_stack, "smtp-in-oat")
+
+
+def test_a_preview_shows_the_lines_that_change_and_where_they_are_and_nothing_else() -> None:
+    shown = """\
+Previewing update (x):
+  pulumi:pulumi:Stack: (same)
+    [urn=urn:pulumi:x::posthorn::pulumi:pulumi:Stack::posthorn-x]
+    ~ command:remote:Command: (update)
+        [id=command]
+        [urn=urn:pulumi:x::posthorn::Platform$command:remote:Command::smtp-in-oak-files]
+      \x1b[33m~ stdin: (json) {\x1b[0m
+            agent      : "Brings a host to what a bundle says."
+          ~ files      : {
+              ~ /etc/postfix/virtual: {
+                  ~ content:\x20
+                        ben@hill.example ben@inside.example
+                      + garden@hill.example ben@inside.example
+                        ...
+                    mode   : "0644"
+
+                }
+                /etc/postfix/transport: {
+                    content: "inside.example maildrop:"
+                }
+            }
+          ~ secrets    : {
+              ~ /etc/dovecot/logins: {
+                  ~ version: "1" => "2"
+                }
+            }
+        }
+Resources:
+    ~ 1 to update
+    181 unchanged
+Diagnostics:
+  pulumi:pulumi:Stack (posthorn-x):
+    error: Program failed with an unhandled exception:
+            deep below
+"""
+    lines = [line.strip() for line in running.changed_lines(shown.splitlines(keepends=True))]
+    assert lines == [
+        "Previewing update (x):",
+        "pulumi:pulumi:Stack: (same)",
+        "[urn=urn:pulumi:x::posthorn::pulumi:pulumi:Stack::posthorn-x]",
+        "~ command:remote:Command: (update)",
+        "[urn=urn:pulumi:x::posthorn::Platform$command:remote:Command::smtp-in-oak-files]",
+        "\x1b[33m~ stdin: (json) {\x1b[0m",
+        "~ files      : {",
+        "~ /etc/postfix/virtual: {",
+        "~ content:",
+        "ben@hill.example ben@inside.example",
+        "+ garden@hill.example ben@inside.example",
+        "...",
+        "~ secrets    : {",
+        "~ /etc/dovecot/logins: {",
+        '~ version: "1" => "2"',
+        "Resources:",
+        "~ 1 to update",
+        "181 unchanged",
+        "Diagnostics:",
+        "pulumi:pulumi:Stack (posthorn-x):",
+        "error: Program failed with an unhandled exception:",
+        "deep below",
+    ]
