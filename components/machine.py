@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -84,19 +84,23 @@ class Hypervisor(pulumi.ComponentResource):
         self,
         name: str,
         settings: HypervisorSettings,
-        releases: Iterable[Release],
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
-        """``name`` is the site's; an image is uploaded for each of the ``releases``."""
+        """``name`` is the site's."""
         super().__init__("posthorn:index:Hypervisor", name, None, opts)
-        self.settings = settings
+        self.name, self.settings = name, settings
         self.provider = libvirt.Provider(
             f"{name}-hypervisor", libvirt.ProviderArgs(uri=settings.uri), pulumi.ResourceOptions(parent=self)
         )
         self._before: list[pulumi.Resource] = []
-        self.bases = {release: self._base(f"{name}-debian-{release}", settings.images[release]) for release in releases}
+        self.bases: dict[Release, Base] = {}
         self.shut_down = pulumi.ResourceHook(f"shut-down-{name}", self._shut_down)
         self.register_outputs({})
+
+    def upload(self, releases: Iterable[Release]) -> None:
+        """Brings an image of each release there, for the machines that come then."""
+        for release in releases:
+            self.bases[release] = self._base(f"{self.name}-debian-{release}", self.settings.images[release])
 
     def _base(self, name: str, image: Image) -> Base:
         kernel = self._upload(f"{name}-kernel", image.kernel, "raw") if image.kernel else None
@@ -114,13 +118,16 @@ class Hypervisor(pulumi.ComponentResource):
         self._before = [resource]
         return resource
 
-    def options(self, parent: pulumi.Resource, **more: Any) -> pulumi.ResourceOptions:
+    def options(
+        self, parent: pulumi.Resource, waits_for: Sequence[pulumi.Resource] = (), **more: Any
+    ) -> pulumi.ResourceOptions:
         """Options of a resource on this hypervisor.
 
         One comes after the other: the provider has been seen to stop for ever while it uploaded first-boot data to a
         libvirt over SSH and made machines there at the same time. Images still go to all sites side by side.
         """
-        return pulumi.ResourceOptions(parent=parent, provider=self.provider, depends_on=self._before, **more)
+        depends_on = [*self._before, *waits_for]
+        return pulumi.ResourceOptions(parent=parent, provider=self.provider, depends_on=depends_on, **more)
 
     def _shut_down(self, args: pulumi.ResourceHookArgs) -> None:
         """Shuts a machine down before it is deleted. The provider itself would only pull its plug."""
@@ -156,43 +163,45 @@ def shut_down_command(uri: str, domain: str) -> list[str]:
 
 
 class Machine(pulumi.ComponentResource):
-    """A VM of a host: its disks, its first boot, itself."""
+    """A VM of a host. Its data disk comes first, before the images and machines of its hypervisor.
 
-    generation: pulumi.Output[str]
-    """Another value whenever the system disk was made anew: what was on it has to be put there again. And whenever the
-    machine was switched off for a change: the push then waits until its units run again.
+    What is protected keeps all that it depends on when the stack is removed: so that is other data disks alone.
     """
 
     def __init__(
-        self,
-        name: str,
-        stack: Stack,
-        host: Host,
-        hypervisor: Hypervisor,
-        opts: pulumi.ResourceOptions | None = None,
+        self, name: str, stack: Stack, host: Host, hypervisor: Hypervisor, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("posthorn:index:Machine", name, None, opts)
         if host.machine is None:
             raise ValueError(f"{name} is a machine that exists already")
-        self._name, self._hypervisor, self._pool = name, hypervisor, hypervisor.settings.pool
-        base = hypervisor.bases[stack.release_of(host)]
-        volume = libvirt.VolumeArgs(
-            pool=self._pool, base_volume_id=base.volume_id, size=host.machine.system_disk * GIB, format="qcow2"
-        )
-        system = hypervisor.in_turn(libvirt.Volume(f"{name}-system", volume, hypervisor.options(self)))
+        self._name, self._stack, self._host = name, stack, host
+        self._hypervisor, self._pool = hypervisor, hypervisor.settings.pool
         volume = libvirt.VolumeArgs(
             name=f"{name}-data", pool=self._pool, size=host.machine.data_disk * GIB, format="qcow2"
         )
         kept = hypervisor.options(self, protect=True, ignore_changes=["size", "format"])
-        data = hypervisor.in_turn(libvirt.Volume(f"{name}-data", volume, kept))
-        seed = self._seed(stack, host, system)
-        domain = self._domain(host, base, [system.id, data.id, seed])
-        self.generation = pulumi.Output.all(system.id, domain.id).apply(lambda ids: " ".join(map(str, ids)))
-        self.register_outputs({"generation": self.generation})
+        self._data = hypervisor.in_turn(libvirt.Volume(f"{name}-data", volume, kept))
+        self.register_outputs({})
 
-    def _seed(self, stack: Stack, host: Host, system: libvirt.Volume) -> pulumi.Output[str]:
+    def make(self, waits_for: Sequence[pulumi.Resource]) -> pulumi.Output[str]:
+        """Makes system disk, first boot and the machine, once others are there. The image has to be uploaded.
+
+        Returns another value whenever the system disk was made anew: what was on it has to be put there again. And
+        whenever the machine was switched off for a change: the push then waits until its units run again.
+        """
+        assert self._host.machine is not None
+        base = self._hypervisor.bases[self._stack.release_of(self._host)]
+        size = self._host.machine.system_disk * GIB
+        volume = libvirt.VolumeArgs(pool=self._pool, base_volume_id=base.volume_id, size=size, format="qcow2")
+        opts = self._hypervisor.options(self, waits_for)
+        system = self._hypervisor.in_turn(libvirt.Volume(f"{self._name}-system", volume, opts))
+        seed = self._seed(system)
+        domain = self._domain(base, [system.id, self._data.id, seed], waits_for)
+        return pulumi.Output.all(system.id, domain.id).apply(lambda ids: " ".join(map(str, ids)))
+
+    def _seed(self, system: libvirt.Volume) -> pulumi.Output[str]:
         """The disk with the first-boot data: the id of its volume."""
-        data = first_boot(stack, host)
+        data = first_boot(self._stack, self._host)
         disk = libvirt.CloudInitDisk(
             f"{self._name}-first-boot",
             libvirt.CloudInitDiskArgs(
@@ -212,7 +221,10 @@ class Machine(pulumi.ComponentResource):
         # The provider's id is the volume's key and a generation of its own.
         return disk.id.apply(lambda key: key.split(";")[0])
 
-    def _domain(self, host: Host, base: Base, disks: list[pulumi.Output[str]]) -> libvirt.Domain:
+    def _domain(
+        self, base: Base, disks: list[pulumi.Output[str]], waits_for: Sequence[pulumi.Resource]
+    ) -> libvirt.Domain:
+        host = self._host
         assert host.machine is not None
         settings = self._hypervisor.settings
         bridges = (settings.local_bridge, settings.public_bridge, settings.local_bridge, settings.local_bridge)
@@ -239,6 +251,7 @@ class Machine(pulumi.ComponentResource):
             ),
             self._hypervisor.options(
                 self,
+                waits_for,
                 # Its name is taken until it is gone.
                 delete_before_replace=True,
                 replace_on_changes=["kernel", "initrd", "network_interfaces"],

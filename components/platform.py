@@ -23,9 +23,10 @@ FIRST = "POSTHORN_FIRST"
 class Platform(pulumi.ComponentResource):
     """Builds a stack in the order in which a change is safest.
 
-    Internal names come first, and images at all sites side by side; then, site by site and the most preferred last,
-    the machines and what is on them: a machine is switched off or made anew only when the site before serves again,
-    and a bad change stops at the first site while the others still do. Last the records that lead the world to them.
+    Internal names come first, and data disks and images at all sites side by side; then, site by site and the most
+    preferred last, the machines and what is on them: a machine is switched off or made anew only when the site before
+    serves again, and a bad change stops at the first site while the others still do. Last the records that lead the
+    world to them.
     """
 
     def __init__(self, stack: Stack, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -34,10 +35,10 @@ class Platform(pulumi.ComponentResource):
         records = {phase: [r for r in rrsets(stack) if r.phase == phase] for phase in ("internal", "hosts", "service")}
         internal = Zones(f"{stack.name}-internal", stack, records["internal"], opts=self._child())
         left_out = os.environ.get(WITHOUT, "").split(",")
-        hypervisors = {site: self._hypervisor(site) for site in stack.sites}
+        machines = {name: machine for site in stack.sites for name, machine in self._machines(site).items()}
         previous_site: list[pulumi.Resource] = [internal]
         for site in reversed(stack.sites):
-            hosts = [self._host(host, hypervisors[site], previous_site) for host in stack.hosts_at(site)]
+            hosts = [self._host(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
             # What was never made can be nobody's dependency: Pulumi would write a state that it cannot read again.
             if site not in left_out:
                 previous_site = list(hosts) or previous_site
@@ -50,19 +51,21 @@ class Platform(pulumi.ComponentResource):
     def _child(self, depends_on: list[pulumi.Resource] | None = None) -> pulumi.ResourceOptions:
         return pulumi.ResourceOptions(parent=self, depends_on=depends_on or [])
 
-    def _hypervisor(self, site: str) -> Hypervisor | None:
+    def _machines(self, site: str) -> dict[str, Machine]:
+        """The machines of a site by host, with nothing yet but their data disks, and the images for the rest."""
         settings, stack = self._stack.sites[site].hypervisor, self._stack
-        releases = {stack.release_of(host) for host in stack.hosts_at(site) if host.machine}
-        return Hypervisor(site, settings, releases, self._child()) if settings and releases else None
+        hosts = [host for host in stack.hosts_at(site) if host.machine]
+        if settings is None or not hosts:
+            return {}
+        hypervisor = Hypervisor(site, settings, self._child())
+        machines = {host.name: Machine(host.name, stack, host, hypervisor, self._child()) for host in hosts}
+        hypervisor.upload({stack.release_of(host) for host in hosts})
+        return machines
 
-    def _host(
-        self, host: Host, hypervisor: Hypervisor | None, previous_site: list[pulumi.Resource]
-    ) -> HostConfiguration:
+    def _host(self, host: Host, machine: Machine | None, previous_site: list[pulumi.Resource]) -> HostConfiguration:
         """A host as it has to be: its machine, if that is the stack's to make, and all that is on it."""
-        stack, machine = self._stack, None
-        if host.machine and hypervisor:
-            waits_for = [] if os.environ.get(FIRST) else previous_site
-            machine = Machine(host.name, stack, host, hypervisor, self._child(waits_for))
+        stack = self._stack
+        generation = machine.make([] if os.environ.get(FIRST) else previous_site) if machine else None
         return HostConfiguration(
             host.name,
             address=str(host.management_address),
@@ -72,6 +75,6 @@ class Platform(pulumi.ComponentResource):
                 name: SecretValue(version=stack.keys.version(content), content=content)
                 for name, content in secrets(stack, host).items()
             },
-            generation=machine.generation if machine else host.existing.generation if host.existing else "",
+            generation=generation or (host.existing.generation if host.existing else ""),
             opts=self._child(previous_site),
         )

@@ -7,7 +7,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pulumi
@@ -146,15 +146,34 @@ def test_the_first_machines_of_a_stack_are_made_at_all_sites_at_once(
     waited_for: dict[str, int] = {}
 
     class Noting(Machine):
-        def __init__(self, name: str, *arguments: Any) -> None:
-            waited_for[name] = len(arguments[-1].depends_on)
-            super().__init__(name, *arguments)
+        def make(self, waits_for: Sequence[pulumi.Resource]) -> pulumi.Output[str]:
+            waited_for[self._name] = len(waits_for)
+            return super().make(waits_for)
 
     monkeypatch.setattr("components.platform.Machine", Noting)
     monkeypatch.setenv(FIRST, "yes")
     stack = parse("lab", "Pulumi.lab.yaml", copy.deepcopy(keyed_config))
     build(stack)
     assert waited_for == dict.fromkeys(stack.hosts, 0)
+
+
+def test_a_data_disk_depends_on_other_data_disks_alone(
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pulumi_libvirt as libvirt
+
+    waits_for: dict[str, list[str]] = {}
+
+    class Noting(libvirt.Volume):
+        def __init__(self, name: str, args: libvirt.VolumeArgs, opts: pulumi.ResourceOptions) -> None:
+            before: Any = opts.depends_on
+            waits_for[name] = [resource._name for resource in before]
+            super().__init__(name, args, opts)
+
+    monkeypatch.setattr("components.machine.libvirt.Volume", Noting)
+    build(parse("lab", "Pulumi.lab.yaml", copy.deepcopy(keyed_config)))
+    others = [other for name, found in waits_for.items() if name.endswith("-data") for other in found]
+    assert others and all(other.endswith("-data") for other in others)
 
 
 def test_no_site_waits_for_one_that_is_left_out(
