@@ -16,7 +16,9 @@ def configure(stack: Stack, host: Host) -> Service:
     return Service(
         name="upkeep",
         packages=("ca-certificates", "logrotate", "systemd-timesyncd", "unattended-upgrades"),
-        files=render_tree("upkeep", writes_mail=any(host.has(role) for role in WRITERS)),
+        files=render_tree(
+            "upkeep", release=stack.release_of(host), writes_mail=any(host.has(role) for role in WRITERS)
+        ),
         units=(
             Unit("systemd-journald.service", restart_on=("/etc/systemd/journald.conf.d/",)),
             # DNSSEC and TLS need the right time. In a container the clock is its host's, and the unit stands aside.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lab import faults, up
+from lab import containers, faults, up
 from lab.proof import prove
 from tests.lab.conftest import PUSH, Lab
 
@@ -213,6 +213,17 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
     assert lab.run(name, "systemctl", "is-active", *units).stdout.split() == ["active"] * 3
     # It asks for a certificate that the world believes, and gets one.
     up.wait_for_certificates(lab.state, lab.stack())
+    assert "nothing to do" in lab.push(name).stdout
+
+
+def test_a_host_that_was_started_anew_is_as_the_stack_says(lab: Lab) -> None:
+    name = "smtp-in-ash"
+    faults.fail(lab.state, "host", name)
+    faults.heal(lab.state, "host", name)
+    containers.wait_for_ssh(lab.state, {name: "198.18.3.11"})
+    lab.run(name, "systemctl", "is-system-running", "--wait")
+    done = lab.push(name)
+    assert "nothing to do" in done.stdout, done.stdout + done.stderr
 
 
 def test_an_access_that_does_not_cover_the_operator_shuts_nobody_out(unchanged: Lab) -> None:
