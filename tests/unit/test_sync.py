@@ -492,6 +492,52 @@ def test_an_audit_that_could_not_be_made_is_no_difference(daemon: Daemon, monkey
     assert not daemon.audit["differences"]
 
 
+def test_mails_that_change_while_they_are_read_are_no_difference(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = user_of(daemon.configuration, mine=True)
+    times = iter(range(100))
+
+    async def users() -> list[str]:
+        return [mine]
+
+    async def contents(user: str) -> dict[str, str]:
+        daemon.mark(user)
+        return {"INBOX": str(next(times))}
+
+    async def synced(user: str) -> None:
+        pass
+
+    monkeypatch.setattr(daemon, "users", users)
+    for side in ("contents", "contents_at_peer"):
+        monkeypatch.setattr(daemon, side, contents)
+    monkeypatch.setattr(daemon, "synced", synced)
+    assert "while they were read" in asyncio.run(daemon.audit_all())[mine]
+    assert not daemon.audit["differences"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_mailbox_is_put_in_order_only_where_it_cannot_be_read_twice(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    commands: list[str] = []
+    reads: list[str] = []
+
+    async def command(*words: str, **_: Any) -> tuple[int, str, str]:
+        commands.append(" ".join(words))
+        return 0, "mailbox\tguid\nINBOX\t1\n", ""
+
+    async def digest(user: str, guid: str) -> str:
+        reads.append(guid)
+        mended = any("force-resync" in words for words in commands) or (not damaged and len(reads) > 1)
+        return "well" if mended else "unreadable (rebuilding indexes)"
+
+    monkeypatch.setattr(daemon, "command", command)
+    monkeypatch.setattr(daemon, "digest", digest)
+    assert asyncio.run(daemon.contents("ann")) == {"1": "well"}
+    assert any("force-resync" in words for words in commands) == damaged
+
+
 def test_everybody_is_read_once_a_day_and_again_soon_where_something_differs(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
