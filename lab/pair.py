@@ -21,6 +21,8 @@ from sync.sync import CONFIGURATION, Configuration
 HOSTS = ("maildrop-oak", "maildrop-elm")
 USERS = tuple(f"pair{number:02}" for number in range(1, 25))
 PROGRAM = "posthorn-sync"
+MOVABLE = 300
+"""Mails of each user that a soak may move and expunge, each once."""
 FILES = (dovecot.USERS, dovecot.LOGINS)
 
 
@@ -149,7 +151,8 @@ class Soaked:
 
 def soak(pair: Pair, users: Sequence[str], seconds: float) -> Soaked:
     """Two writers at each host do what users do. Raises `AssertionError` if the hosts are not alike a minute later."""
-    known = {user: ids(60) for user in users}
+    # So many that there is still one to move or to expunge at the end.
+    known = {user: ids(MOVABLE) for user in users}
     for user in users:
         pair.a.ask("imap", user=user, steps=[["create", "Work"], ["create", "Old"]])
         pair.a.ask("deliver", user=user, ids=known[user])

@@ -453,6 +453,17 @@ def test_the_room_of_a_deleted_mail_is_given_back_at_both_hosts(pair: Pair) -> N
     eventually(pair.quiet)
 
 
+def test_no_two_mails_share_a_file_that_one_reads_while_another_writes(pair: Pair) -> None:
+    user = pair.users[3]
+    pair.a.ask("deliver", user=user, ids=ids(3))
+    pair.b.ask("deliver", user=user, ids=ids(3))
+    pair.alike([user])
+    for host in HOSTS:
+        search = f"grep -c 'Words that nobody wrote before' {STORE}/users/{user}/mdbox/storage/m.*"
+        found = pair.run(host, "sh", "-c", search).stdout.split()
+        assert len(found) >= 6 and all(line.endswith(":1") for line in found), found
+
+
 # All at once
 
 
