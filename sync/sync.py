@@ -849,7 +849,7 @@ class Daemon:
             mine, theirs = await asyncio.gather(self.contents(user), self.contents_at_peer(user))
             differ = sorted(guid for guid in {*mine, *theirs} if mine.get(guid) != theirs.get(guid))
             unreadable = sorted({guid for side in (mine, theirs) for guid in side if side[guid].startswith("unread")})
-            busy = self.changed.get(user) != before
+            busy = not unreadable and self.changed.get(user) != before
             wrong = None
             if unreadable:
                 wrong = f"{len(unreadable)} folders cannot be read in full: {', '.join(unreadable[:3])}"

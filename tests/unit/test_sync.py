@@ -492,8 +492,9 @@ def test_an_audit_that_could_not_be_made_is_no_difference(daemon: Daemon, monkey
     assert not daemon.audit["differences"]
 
 
-def test_mails_that_change_while_they_are_read_are_no_difference(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damaged", [False, True])
+def test_mails_that_change_while_they_are_read_are_no_difference_but_those_that_cannot_be_read_are(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     mine = user_of(daemon.configuration, mine=True)
     times = iter(range(100))
@@ -503,7 +504,7 @@ def test_mails_that_change_while_they_are_read_are_no_difference(
 
     async def contents(user: str) -> dict[str, str]:
         daemon.mark(user)
-        return {"INBOX": str(next(times))}
+        return {"INBOX": "unreadable" if damaged else str(next(times))}
 
     async def synced(user: str) -> None:
         pass
@@ -512,8 +513,8 @@ def test_mails_that_change_while_they_are_read_are_no_difference(
     for side in ("contents", "contents_at_peer"):
         monkeypatch.setattr(daemon, side, contents)
     monkeypatch.setattr(daemon, "synced", synced)
-    assert "while they were read" in asyncio.run(daemon.audit_all())[mine]
-    assert not daemon.audit["differences"]
+    unread = asyncio.run(daemon.audit_all())
+    assert (mine in daemon.audit["differences"], mine in unread) == (damaged, not damaged)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
