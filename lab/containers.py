@@ -191,6 +191,13 @@ def kill(name: str) -> None:
         (_cgroups() / name / "cgroup.kill").write_text("1")
 
 
+def wait_for_end(state: State, name: str) -> None:
+    """Waits until a machine that was killed has ended, START_SECONDS at most: before, it cannot be started again."""
+    deadline = time.monotonic() + START_SECONDS
+    while _launcher(state, name) is not None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
 def running() -> list[str]:
     """Machines that have processes, also of a lab whose state was lost."""
     return [path.name for path in sorted(_cgroups().glob("*")) if path.is_dir()]
@@ -229,9 +236,7 @@ def reinstall(state: State, name: str, keep: Collection[str] = ()) -> None:
     Its SSH host key is the stack's, so whoever installs it puts that there again.
     """
     kill(name)
-    deadline = time.monotonic() + START_SECONDS
-    while _launcher(state, name) is not None and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
+    wait_for_end(state, name)
     folder = machine_folder(state, name)
     former = folder.with_name(f".{name}")
     folder.rename(former)

@@ -33,6 +33,7 @@ def fail(state: State, kind: str, name: str, *, black_hole: bool = False) -> Non
         if name not in containers.running():
             raise LabError(f"no container {name} is running")
         containers.kill(name)
+        containers.wait_for_end(state, name)
         return
     for where, device in _ends(state, kind, name):
         if black_hole:
