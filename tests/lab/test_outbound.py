@@ -163,7 +163,8 @@ print("".join(one.recv(99).decode() for one in held))
 def test_a_client_has_so_many_connections_at_once_and_no_more(lab: Lab) -> None:
     limit = lab.stack().limits.connections
     said = lab.run("client", lab.state.python, "-c", HOLD, next(PLACES), str(limit + 1)).stdout.splitlines()
-    assert [line[:3] for line in said if line] == ["220"] * limit + ["421"], said
+    # Each has a process of its own, and the last to come is not always the last to be counted.
+    assert sorted(line[:3] for line in said if line) == ["220"] * limit + ["421"], said
 
 
 def test_a_mail_that_is_too_large_is_refused_by_its_announced_and_by_its_real_size(lab: Lab) -> None:
