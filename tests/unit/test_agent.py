@@ -309,10 +309,10 @@ def test_a_unit_that_came_with_a_change_that_fails_is_ended_by_the_file_that_des
     there: list[bool] = []
     do = host._do
 
-    def watched(verb: str, units: list[str], **how: bool) -> None:
+    def watched(verb: str, units: list[str], *, now: bool) -> None:
         if verb == "disable":
             there.append(host.path("units/new.service").exists())
-        do(verb, units, **how)
+        do(verb, units, now=now)
 
     monkeypatch.setattr(host, "_do", watched)
     ill = answering(monkeypatch, lambda: "ill")
