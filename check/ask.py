@@ -60,18 +60,25 @@ def canonical(kind: str, record: str | dns.rdata.Rdata) -> str:
 
 
 class _Socket(asyncio.DatagramProtocol):
-    """One socket, connected to one server; answers find their question by its id."""
+    """One socket, connected to one server; answers find their question by its id.
+
+    The question in an answer has to be the same too: ids are used again, and an answer may come late, after its try.
+    """
 
     def __init__(self) -> None:
-        self.waiting: dict[int, asyncio.Future[bytes]] = {}
+        self.waiting: dict[int, tuple[dns.message.Message, asyncio.Future[bytes]]] = {}
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        future = self.waiting.pop(int.from_bytes(data[:2], "big"), None)
-        if future is not None and not future.done():
+        query, future = self.waiting.get(int.from_bytes(data[:2], "big"), (None, None))
+        try:
+            head = dns.message.from_wire(data, question_only=True)
+        except dns.exception.DNSException:
+            return
+        if query and future and query.is_response(head) and not future.done():
             future.set_result(data)
 
     def error_received(self, exc: Exception) -> None:
-        for future in self.waiting.values():
+        for _, future in self.waiting.values():
             if not future.done():
                 future.set_exception(exc)
         self.waiting.clear()
@@ -113,20 +120,18 @@ class Asker:
 
     async def _exchange(self, server: Server, query: dns.message.Message) -> dns.message.Message:
         transport, socket = await self._socket(server)
-        wire = bytearray(query.to_wire())
         for seconds in TRIES:
-            number = random.randrange(65536)
-            while number in socket.waiting:
-                number = random.randrange(65536)
-            wire[:2] = number.to_bytes(2, "big")
-            future = socket.waiting[number] = asyncio.get_running_loop().create_future()
-            transport.sendto(bytes(wire))
+            while query.id in socket.waiting:
+                query.id = random.randrange(65536)
+            future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            socket.waiting[query.id] = query, future
+            transport.sendto(query.to_wire())
             try:
                 return dns.message.from_wire(await asyncio.wait_for(future, seconds), ignore_trailing=True)
             except TimeoutError:
                 continue
             finally:
-                socket.waiting.pop(number, None)
+                socket.waiting.pop(query.id, None)
         raise TimeoutError
 
     async def _socket(self, server: Server) -> tuple[asyncio.DatagramTransport, _Socket]:

@@ -7,6 +7,8 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import dns.message
+import dns.rrset
 import pytest
 
 from check import blocklists, names, records, spf
@@ -45,6 +47,44 @@ def mx(keyed_stack: Stack) -> RRset:
 
 def right(rrset: RRset) -> Answer:
     return Answer(records=records.wanted(rrset), ttl=rrset.ttl, authoritative=True, secure=True)
+
+
+# Questions and answers
+
+
+class Confused(asyncio.DatagramProtocol):
+    """A name server that sends what nobody asked before each answer: an old answer with the same id, and garbage."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        query = dns.message.from_wire(data)
+        for name, record in (("other.example.", "198.51.100.66"), (query.question[0].name.to_text(), "198.51.100.1")):
+            answer = dns.message.make_response(dns.message.make_query(name, "A", id=query.id))
+            answer.answer = [dns.rrset.from_text(name, 60, "IN", "A", record)]
+            self.transport.sendto(answer.to_wire(), addr)
+            self.transport.sendto(data[:2] + b"\xff" * 20, addr)
+
+
+def test_an_answer_is_taken_for_no_other_name_whatever_its_id() -> None:
+    async def asked() -> list[Answer]:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(Confused, local_addr=("127.0.0.1", 0))
+        asker = Asker()
+        try:
+            server = Server("confused", *transport.get_extra_info("sockname"))
+            return await asyncio.gather(*(asker.ask(server, f"host{i}.example.", "A") for i in range(20)))
+        finally:
+            asker.close()
+            transport.close()
+
+    loop = asyncio.new_event_loop()
+    try:
+        answers = loop.run_until_complete(asked())
+    finally:
+        loop.close()
+    assert {answer.error or ",".join(answer.records) for answer in answers} == {"198.51.100.1"}
 
 
 # Records
