@@ -74,6 +74,12 @@ password: ## Hash a password for an account
 tsig: ## Store the secret of the TSIG key KEY of STACK (asked for, or from standard input)
 	@$(OPS) tsig $(STACK) --key $(KEY)
 
+lock: ## Lock the Python packages that requirements.in names, with all that they need (on Debian 12, the oldest Python)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && python3 -m venv "$$folder" && \
+	"$$folder/bin/pip" install -q --disable-pip-version-check pip-tools && \
+	"$$folder/bin/pip-compile" -q --generate-hashes --strip-extras --allow-unsafe --no-annotate --no-header \
+	--no-emit-index-url --no-emit-trusted-host -o requirements.lock requirements.in
+
 reference: ## Write docs/reference.md, every key of a stack file, from the model
 	@$(TOOLS) -- python -m ops.reference
 
