@@ -77,7 +77,8 @@ def _one(place: Place, state: Mapping[str, Any], *, alone: bool) -> Findings:
     for user in state["stuck"]:
         why = state["waiting"].get(user, {})
         said = f": {why['said']}" if why.get("said") else ""
-        yield place.wrong(f"the mailbox of {user} does not sync{said}", f"posthorn-sync status {user} on {host}")
+        advice = f"posthorn-sync status {user} on {host}; docs/replication.md says the way out"
+        yield place.wrong(f"the mailbox of {user} does not sync{said}", advice)
     for user, differs in state["audit"]["differences"].items():
         yield place.wrong(f"the mailbox of {user} differs at the two hosts: {differs}", f"posthorn-sync now {user}")
     oldest = pending["oldest_seconds"] or 0

@@ -90,7 +90,7 @@ def sync_cost(pair: Pair, syncs: int = 40) -> str:
     user = pair.initiated_by(A)[0]
     pair.alike([user])
     before = processor(pair)
-    one = f"doveadm sync -u {user} -l 10 -T 5 -f tcp:127.0.0.1:{TO_PEER}"
+    one = f"doveadm sync -u {user} -l 10 -T 15 -f tcp:127.0.0.1:{TO_PEER}"
     said = pair.run(A, "bash", "-c", f"time for i in $(seq {syncs}); do {one}; done").stderr
     spent = processor(pair) - before
     parts = dict(line.split() for line in said.splitlines() if line.startswith(("user", "sys")))

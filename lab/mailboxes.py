@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PASSWORD = "lab"
+PASSWORD, DOMAIN = "lab", "maildrop.net.hill.example"
 FOLDERS = ("INBOX", "Work", "Old")
 POLL_SECONDS = 0.004
 sessions: dict[str, imaplib.IMAP4_SSL] = {}
@@ -36,14 +36,14 @@ def mail(message_id: str, user: str) -> bytes:
 
 
 def deliver(request: dict[str, Any]) -> list[float]:
-    """Delivers one mail per Message-ID by LMTP (RFC 2033). Returns when each was taken.
+    """Delivers one mail per Message-ID by LMTP (RFC 2033), addressed as Postfix does. Returns when each was taken.
 
     Raises `smtplib.SMTPException` with Dovecot's words when one is not.
     """
     taken = []
     with smtplib.LMTP("/run/dovecot/lmtp") as lmtp:
         for message_id in request["ids"]:
-            lmtp.sendmail("bob@far.example", [request["user"]], mail(message_id, request["user"]))
+            lmtp.sendmail("bob@far.example", [f"{request['user']}@{DOMAIN}"], mail(message_id, request["user"]))
             taken.append(time.time())
             time.sleep(request.get("pause", 0))
     return taken

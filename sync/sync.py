@@ -61,16 +61,21 @@ AUDIT_SECONDS, FIRST_AUDIT, AUDIT_AGAIN, AUDIT_TRIES = 86400.0, 600.0, 3600.0, 3
 STUCK_TRIES, STUCK_SECONDS = 5, 60.0
 LONGEST_SYNC = 3600.0
 """A first copy of a large mailbox takes its time. A stalled one ends by itself (-T)."""
+LOCK_SECONDS, SILENT_SECONDS = 10, 15
+"""How long a sync waits for the lock of a mailbox (-l), and for a word of the other side (-T), which says nothing while
+it waits for the lock: so the first has to be the shorter one."""
 LONGEST_SILENCE = 30.0
 """A command that only asks something, or a mail that is read: Dovecot hangs after that."""
 NO_SUCH_USER, AGAIN = 67, 2
-"""Exit statuses of doveadm: EX_NOUSER of sysexits.h, and "something changed meanwhile"."""
+"""Exit statuses of doveadm: EX_NOUSER of sysexits.h, here or at the peer, and "something changed meanwhile"."""
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
+KNOWN_AT_ONE = -NO_SUCH_USER
+"""Our own: one host knows the user, and the other one does not."""
 LARGEST_REQUEST = 1 << 20
 MASTER = Path("/run/dovecot/master.pid")
 """Dovecot writes it at each start."""
-NAME = re.compile(r"[\w.+][\w.@+-]{0,254}")
-"""What can be a user: no option of a command, and no mask."""
+NAME = re.compile(r"[\w.+][\w.+-]{0,254}")
+"""What can be an account: no option of a command, no mask, and no address."""
 
 
 def say(line: str, level: int = 6) -> None:
@@ -316,6 +321,11 @@ class Queue:
         self._open()
         self._return(user, now, said, most=STUCK_TRIES - 1)
 
+    def refused(self, user: str, now: float, said: str) -> None:
+        """Only one host knows the user: the way is open, and he fails alone."""
+        self._open()
+        self._return(user, now, said)
+
     def failed(self, user: str, now: float, said: str) -> None:
         self.in_row += 1
         self.failing.add(user)
@@ -543,6 +553,9 @@ class Daemon:
         self.pass_at, self.pass_users = 0.0, 0
         self.pass_left: set[str] = set()
         self.audit: dict[str, Any] = {"at": None, "users": 0, "differences": {}} | read(state / "audit.json")
+        if self.audit["at"]:
+            # A time that is yet to come is that of a clock that was wrong: the next audit would be as far away.
+            self.audit["at"] = min(self.audit["at"], self.started)
         self.tasks: set[asyncio.Future[None]] = set()
         self.broken: asyncio.Future[None] | None = None
 
@@ -567,6 +580,20 @@ class Daemon:
         if code:
             raise OSError(f"doveadm user: {said}")
         return output.split()
+
+    async def knows(self, user: str) -> bool:
+        """Whether Dovecot knows a user here. Raises `OSError` when it cannot say."""
+        code, _, said = await self.command("doveadm", "user", user)
+        if code not in (0, NO_SUCH_USER):
+            raise OSError(f"doveadm user: {said}")
+        return code == 0
+
+    async def known_at_one(self, user: str) -> str | None:
+        """The host that does not know a user whom the other one knows. None when neither does: then he is gone."""
+        if await self.knows(user):
+            return self.peer.name
+        answer = await self.ask_apart("/peer/knows", {"user": user}, LONGEST_SILENCE)
+        return self.configuration.host if answer["known"] else None
 
     async def command(
         self, *words: str, seconds: float = LONGEST_SILENCE, syncs: str | None = None
@@ -640,12 +667,15 @@ class Daemon:
         """One run of doveadm, and what follows from its end."""
         started, entry = time.time(), self.queue.running[user]
         way = f"tcp:127.0.0.1:{self.configuration.to_doveadm}"
-        words = ("doveadm", "sync", "-u", user, "-l", "10", "-T", "5", "-f", way)
+        patience = ("-l", str(LOCK_SECONDS), "-T", str(SILENT_SECONDS))
+        words = ("doveadm", "sync", "-u", user, *patience, "-f", way)
         try:
             code, _, said = await self.command(*words, seconds=LONGEST_SYNC, syncs=user)
             said = said or f"exit status {code}"
+            if code == NO_SUCH_USER and (where := await self.known_at_one(user)):
+                code, said = KNOWN_AT_ONE, f"not known at {where}: run make up"
         except OSError as error:
-            code, said = 75, f"doveadm: {error}"
+            code, said = 75, str(error)
         now, took = time.time(), time.time() - started
         self.last[user] = {"at": now, "seconds": round(took, 3), "status": code, "said": said if code else ""}
         if code == 0:
@@ -658,13 +688,15 @@ class Daemon:
         elif code == NO_SUCH_USER:
             self.queue.forget(user)
             self.outbox.pop(user, None)
+            self.changed.pop(user, None)
             del self.last[user]
         elif code == AGAIN:
             self.numbers.counts["again"] += 1
             self.queue.again(user, time.monotonic(), said)
         else:
             self.numbers.counts["failed"] += 1
-            self.queue.failed(user, time.monotonic(), said)
+            failed = self.queue.refused if code == KNOWN_AT_ONE else self.queue.failed
+            failed(user, time.monotonic(), said)
             if entry.tries == STUCK_TRIES and self.peer.up:
                 say(f"{user} could not be synced {entry.tries} times: {said}", 4)
         if code in (0, NO_SUCH_USER) and user in self.pass_left:
@@ -757,6 +789,14 @@ class Daemon:
             self.queue.hurry()
             self.stir.set()
         self.dovecots[where] = since
+
+    async def ask_apart(self, path: str, value: Any, seconds: float) -> dict[str, Any]:
+        """Asks the peer what may take its time: over a connection of its own, so that nobody takes it for silent."""
+        line = Line(self.configuration.to_peer, self.token)
+        try:
+            return await line.ask(path, value, seconds)
+        finally:
+            line.close()
 
     def missed(self, why: str) -> None:
         """The peer's daemon does not answer. After a while its users are this one's too."""
@@ -881,11 +921,7 @@ class Daemon:
             await asyncio.sleep(0.1)
 
     async def contents_at_peer(self, user: str) -> dict[str, str]:
-        line = Line(self.configuration.to_peer, self.token)
-        try:
-            answer = await line.ask("/peer/contents", {"user": user}, LONGEST_SYNC)
-        finally:
-            line.close()
+        answer = await self.ask_apart("/peer/contents", {"user": user}, LONGEST_SYNC)
         return {str(guid): str(digest) for guid, digest in answer["folders"].items()}
 
     async def contents(self, user: str) -> dict[str, str]:
@@ -959,6 +995,7 @@ class Daemon:
             ("GET", "/peer/expects"): lambda _: self.expects(),
             ("POST", "/peer/changed"): self.on_changed,
             ("POST", "/peer/contents"): self.on_contents,
+            ("POST", "/peer/knows"): self.on_knows,
         }
         key = request.method, path
         try:
@@ -1026,6 +1063,9 @@ class Daemon:
 
     async def on_contents(self, word: dict[str, Any]) -> dict[str, Any]:
         return {"folders": await self.contents(named(word["user"]))}
+
+    async def on_knows(self, word: dict[str, Any]) -> dict[str, Any]:
+        return {"known": await self.knows(named(word["user"]))}
 
     # State
 
@@ -1141,9 +1181,13 @@ class Daemon:
 
 
 def named(user: Any) -> str:
-    """The name of a user, from somebody else's words. Raises `ValueError` for what cannot be one."""
-    if not NAME.fullmatch(name := str(user)):
-        raise ValueError(f"{name!r} is not the name of a user")
+    """The one name of a user, from somebody else's words: an event may have an address, or another case.
+
+    Raises `ValueError` for what cannot be one.
+    """
+    name = str(user).partition("@")[0].lower()
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{user!r} is not the name of a user")
     return name
 
 
@@ -1239,6 +1283,10 @@ def status(configuration: Configuration, user: str | None, *, as_json: bool) -> 
     state = ask(configuration.listen, "GET", "/status")
     last = state.pop("last")
     if user:
+        try:
+            user = named(user)
+        except ValueError as error:
+            raise OSError(str(error)) from None
         one = {
             "user": user,
             "initiator": configuration.host if configuration.initiates(user) else configuration.peer,
@@ -1325,6 +1373,8 @@ def reseed(configuration: Configuration, *, at_once: bool, anyway: bool) -> int:
         else:
             left = state["pass"]["left"]
             words = state["refused"] or f"{left} of {state['pass']['users']} users left"
+            if state["stuck"] and not state["refused"]:
+                words += f"; {state['stuck'][0]}: {state['waiting'][state['stuck'][0]]['said']}"
             if not state["peer"]["up"]:
                 words = f"waiting for {configuration.peer}"
             elif not state["refused"] and state["filling"] and state["pass"]["at"] and not left:

@@ -12,7 +12,7 @@ import pytest
 
 from lab import containers, faults
 from lab import pair as lab_pair
-from lab.mailboxes import Refused
+from lab.mailboxes import PASSWORD, Refused
 from lab.pair import HOSTS, PROGRAM, Pair, eventually, ids, mails, pair_of, soak
 from services import identity
 from tests.lab.conftest import Lab
@@ -204,6 +204,63 @@ def test_what_a_user_does_at_one_host_is_soon_done_at_the_other(pair: Pair) -> N
         assert sent[2] not in mails(seen, user)
 
 
+def test_whatever_happens_to_a_user_one_host_syncs_it(pair: Pair) -> None:
+    user = pair.initiated_by(A)[1]
+    pair.alike([user])
+    eventually(pair.quiet)
+    before = pair.status(B)["syncs"]["done"]
+    for host in (pair.a, pair.b):
+        host.ask("deliver", user=user, ids=(sent := ids(1)))
+        host.ask("change", user=user, id=sent[0], what=r"\Flagged")
+    converged(pair, [user], 5)
+    eventually(pair.quiet)
+    assert pair.status(B)["syncs"]["done"] == before
+
+
+def test_a_user_whom_one_host_does_not_know_yet_is_told_and_comes_when_it_does(pair: Pair) -> None:
+    user = "pairnew"
+    line = f"echo '{user}:{{PLAIN}}{PASSWORD}::::::' | tee -a {' '.join(lab_pair.FILES)}"
+    try:
+        pair.run(A, "sh", "-c", line)
+        eventually(lambda: pair.run(A, "doveadm", "user", user).returncode == 0)
+        pair.a.ask("deliver", user=user, ids=(sent := ids(1)))
+        # It is the host that syncs him which says so, whichever of the two knows him.
+        eventually(lambda: not all(pair.status(host)["ok"] for host in HOSTS))
+        assert "not known at maildrop.elm" in "".join(pair.run(host, PROGRAM, "status").stdout for host in HOSTS)
+        pair.run(B, "sh", "-c", line)
+        eventually(lambda: pair.run(B, "doveadm", "user", user).returncode == 0)
+        pair.both(PROGRAM, "now", user)
+        once(converged(pair, [user], 5), user, sent)
+    finally:
+        for host in HOSTS:
+            for file in lab_pair.FILES:
+                pair.run(host, "sh", "-c", f"grep -v '^{user}:' {file} > /tmp/users; cat /tmp/users > {file}")
+            pair.run(host, "rm", "-rf", f"{STORE}/users/{user}")
+        eventually(lambda: all(done.returncode for done in pair.both("doveadm", "user", user)))
+        pair.both(PROGRAM, "now", user)
+    eventually(pair.quiet)
+
+
+def test_folders_keep_their_names_and_mails_whatever_signs_are_in_them(pair: Pair) -> None:
+    names = ("100%", "a%20b", "tax 25%25", "lists/old", "lists%2fold", "x^7fy", "2^", "R&-D", "&AH8-7f")
+    for user in (pair.initiated_by(A)[0], pair.initiated_by(B)[0]):
+        pair.alike([user])
+        sent = dict(zip(names, ids(len(names)), strict=True))
+        pair.a.ask("imap", user=user, steps=[["create", f'"{name}"'] for name in names])
+        pair.a.ask("deliver", user=user, ids=list(sent.values()))
+        for name, message_id in sent.items():
+            pair.a.ask("change", user=user, id=message_id, what="move", to=f'"{name}"')
+        pair.alike([user])
+        # The second sync is the one that finds other names than it left.
+        pair.b.ask("imap", user=user, steps=[["rename", '"100%"', '"60% off"'], ["delete", '"tax 25%25"']])
+        seen = converged(pair, [user], 5)[user]
+        del sent["tax 25%25"]
+        sent["60% off"] = sent.pop("100%")
+        made = {name: [mail[1] for mail in folder["mails"]] for name, folder in seen.items() if name in {*sent, *names}}
+        assert made == {name: [message_id] for name, message_id in sent.items()}
+    eventually(pair.quiet)
+
+
 def test_clients_that_only_look_cause_no_sync(pair: Pair) -> None:
     user = pair.initiated_by(A)[0]
     eventually(pair.quiet)
@@ -226,7 +283,7 @@ def test_both_hosts_may_sync_the_same_user_at_once(pair: Pair) -> None:
         for user in users:
             pair.a.ask("deliver", user=user, ids=sent[user][2 * round_ : 2 * round_ + 1])
             pair.b.ask("deliver", user=user, ids=sent[user][2 * round_ + 1 : 2 * round_ + 2])
-        command = " & ".join(f"doveadm sync -u {user} -l 10 -T 5 -f tcp:127.0.0.1:12346" for user in users)
+        command = " & ".join(f"doveadm sync -u {user} -l 10 -T 15 -f tcp:127.0.0.1:12346" for user in users)
         here, there = (pair.open(host) for host in HOSTS)
         for side in (here, there):
             side.start("shell", command=f"{command}; wait")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pwd
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def simulated(broken: int, failing_takes: float, seconds: float = 300) -> tuple[
 
 
 @pytest.mark.parametrize("broken", [1, 2, 6])
-@pytest.mark.parametrize("failing_takes", [0.1, 10.0])
+@pytest.mark.parametrize("failing_takes", [0.1, float(sync.SILENT_SECONDS)])
 def test_users_whose_syncs_fail_do_not_slow_the_others(broken: int, failing_takes: float) -> None:
     longest, failures = simulated(broken, failing_takes)
     assert longest < 0.3
@@ -318,6 +319,15 @@ def test_an_event_of_dovecot_marks_the_own_user_and_hands_over_the_other(daemon:
     assert daemon.queue.waiting.keys() == {mine} and daemon.outbox.keys() == {theirs}
 
 
+@pytest.mark.parametrize("path", ["/event", "/peer/changed", "/now"])
+def test_a_user_has_one_name_however_he_is_called(daemon: Daemon, path: str) -> None:
+    mine = user_of(daemon.configuration, mine=True)
+    for name in (mine, f"{mine}@maildrop.net.hill.example", f"{mine.title()}@hill.example"):
+        value = {"/event": {"fields": {"user": name}}, "/peer/changed": {"users": {name: 1}}, "/now": {"user": name}}
+        assert request(daemon, "POST", path, value[path])[0] == "200 OK"
+    assert daemon.queue.waiting.keys() == {mine} and not daemon.outbox
+
+
 def test_with_the_peer_s_service_dead_its_users_are_taken_over(daemon: Daemon) -> None:
     theirs = user_of(daemon.configuration, mine=False)
     daemon.mark(theirs)
@@ -446,6 +456,77 @@ def test_a_command_that_hangs_is_ended(daemon: Daemon) -> None:
     assert code == 75 and "no answer" in words and not daemon.processes
 
 
+def synced(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, answers: dict[str, tuple[int, str, str]], there: int = 67
+) -> list[str]:
+    """One sync of ann in a pass over her alone, with what each command of doveadm answers. The words of the sync.
+
+    ``there`` is the status of `doveadm user` at the peer, which is asked whether it knows her.
+    """
+    ran: list[str] = []
+
+    async def command(*words: str, **_: Any) -> tuple[int, str, str]:
+        ran[:] = words if words[1] == "sync" else ran
+        return answers[words[1]]
+
+    async def ask_apart(path: str, value: Any, seconds: float) -> dict[str, Any]:
+        assert (path, value) == ("/peer/knows", {"user": "ann"})
+        return {"known": there == 0}
+
+    monkeypatch.setattr(daemon, "command", command)
+    monkeypatch.setattr(daemon, "ask_apart", ask_apart)
+    daemon.met({"boot": "1", "store": "s"})
+    daemon.pass_left = {"ann"}
+    daemon.queue.mark("ann", since=0, now=0, urgent=False)
+    assert daemon.queue.take(1) == "ann"
+    asyncio.run(daemon.sync("ann"))
+    return ran
+
+
+def test_a_user_whom_nobody_knows_any_more_is_forgotten(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.changed["ann"] = 1.0
+    synced(daemon, monkeypatch, {"sync": (67, "", "unknown"), "user": (67, "", "")})
+    assert not daemon.queue.pending() and not daemon.pass_left and not daemon.changed and not daemon.last
+
+
+@pytest.mark.parametrize(("here", "there", "missing"), [(0, 67, "b.example"), (67, 0, "a.example")])
+def test_a_user_whom_one_host_does_not_know_is_behind_and_holds_up_nobody(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, here: int, there: int, missing: str
+) -> None:
+    daemon.queue.failing.add("ben")
+    synced(daemon, monkeypatch, {"sync": (67, "", "Unknown user in remote"), "user": (here, "", "")}, there)
+    # A new store is not full without her; and that she is the one who fails says that the way is open.
+    assert daemon.pass_left == {"ann"} and not daemon.queue.failing
+    state = daemon.status()
+    assert not state["ok"] and state["syncs"]["failed"] == 1
+    assert "alike" not in describe(state) and f"not known at {missing}: run make up" in describe(state)
+
+
+def test_where_dovecot_cannot_say_who_is_known_a_user_stays(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced(daemon, monkeypatch, {"sync": (67, "", "unknown"), "user": (75, "", "auth is down")})
+    assert "auth is down" in daemon.queue.waiting["ann"].said
+
+
+@pytest.mark.parametrize(("code", "known"), [(0, True), (67, False)])
+def test_the_peer_is_told_whether_a_user_is_known_here(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, code: int, known: bool
+) -> None:
+    async def command(*words: str, **_: Any) -> tuple[int, str, str]:
+        assert words == ("doveadm", "user", "ann")
+        return code, "", ""
+
+    monkeypatch.setattr(daemon, "command", command)
+    assert request(daemon, "POST", "/peer/knows", {"user": "ann"})[1] == {"known": known}
+
+
+def test_a_sync_gives_up_a_lock_before_the_other_side_gives_up_the_sync(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = synced(daemon, monkeypatch, {"sync": (0, "", "")})
+    lock, silence = (int(words[words.index(option) + 1]) for option in ("-l", "-T"))
+    assert 0 < lock < silence
+
+
 def test_a_host_without_a_store_is_told_whether_it_had_one(daemon: Daemon) -> None:
     assert request(daemon, "GET", "/peer/expects")[1] == {"store": ""}
     daemon.met({"boot": "1", "store": "s"})
@@ -561,6 +642,13 @@ def test_everybody_is_read_once_a_day_and_again_soon_where_something_differs(
     monkeypatch.setattr(sync, "AUDIT_SECONDS", 86400.0)
     asyncio.run(a_while())
     assert len(read) == 2 and daemon.audit["at"]
+
+
+def test_an_audit_in_a_time_to_come_does_not_put_off_the_next(configuration: Configuration, state: Path) -> None:
+    in_five_years = time.time() + 5 * 365 * 86400
+    sync.write(state / "audit.json", {"at": in_five_years, "users": 1, "differences": {}})
+    daemon = Daemon(configuration, "token", state)
+    assert daemon.audit["at"] <= time.time() and daemon.audit["users"] == 1
 
 
 def test_all_own_users_are_compared_every_ten_to_fifteen_minutes(
