@@ -174,13 +174,15 @@ async def _open_smtp(line: Line, target: Target, client: ssl.SSLContext, talk: T
 async def _go_on(line: Line, target: Target, talk: Talk) -> None:
     """What there is to ask once the connection stands."""
     if target["protocol"] == "smtp":
-        talk["replies"] = []
-        for sender, recipient in target.get("recipients", ()):
+        replies = talk.setdefault("replies", [])
+        for sender, recipient in target.get("recipients", ())[len(replies) :]:
             code, text = await line.ask(f"MAIL FROM:<{sender}>")
             if code == 250:
                 code, text = await line.ask(f"RCPT TO:<{recipient}>")
-                await line.ask("RSET")
-            talk["replies"].append([sender, recipient, code, " ".join(text)])
+            replies.append([sender, recipient, code, " ".join(text)])
+            # Under stress Postfix ends a session at its first refusal (smtpd_hard_error_limit).
+            if await _is_over(line):
+                return
     elif target["protocol"] == "http":
         await line.say(f"GET {target.get('path', '/')} HTTP/1.1\r\nHost: {target['name']}\r\nConnection: close\r\n")
         first, *rest = (await line.reader.readuntil(b"\r\n\r\n")).decode(errors="replace").split("\r\n")
@@ -192,6 +194,15 @@ async def _go_on(line: Line, target: Target, talk: Talk) -> None:
         while len(body) < min(length, BODY) and (more := await line.reader.read(BODY)):
             body += more
         talk["body"] = body.decode(errors="replace")
+
+
+async def _is_over(line: Line) -> bool:
+    """Whether an SMTP server ends the session: it says so with 421, or says nothing more."""
+    try:
+        code, _ = await line.ask("RSET")
+    except (OSError, Stopped):
+        return True
+    return code == 421
 
 
 async def _leave(line: Line, target: Target) -> None:
@@ -225,6 +236,7 @@ FAILURES = (OSError, Stopped, TimeoutError, ValueError, asyncio.IncompleteReadEr
 async def _session(target: Target, authorities: Authorities) -> Talk:
     talk: Talk = {"connected": False, "error": "", "verified": False, "unverified": ""}
     identity, believes = tuple(target.get("identity", ())), target.get("believes", ())
+    recipients = target.get("recipients", ())
     text, world = "".join(authorities[whose] for whose in believes), "world" in believes
     client = context(text, world=world, verify=target["tls"] != "none", identity=identity)
     try:
@@ -234,10 +246,16 @@ async def _session(target: Target, authorities: Authorities) -> Talk:
         except ssl.SSLCertVerificationError as error:
             # Once more with closed eyes, to see what is there.
             talk["unverified"] = error.verify_message.lower() or str(error)
-            line = await _open(target, context("", world=False, verify=False, identity=identity), talk)
+            client = context("", world=False, verify=False, identity=identity)
+            line = await _open(target, client, talk)
         talk["connected"] = True
         await _go_on(line, target, talk)
         await _leave(line, target)
+        # Each session has one reply more.
+        while target["protocol"] == "smtp" and len(talk["replies"]) < len(recipients):
+            line = await _open(target, client, talk)
+            await _go_on(line, target, talk)
+            await _leave(line, target)
     except FAILURES as error:
         talk["error"] = words(error)
         talk["refused"] = isinstance(error, ConnectionRefusedError)

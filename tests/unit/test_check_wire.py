@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agent import agent
 from check import wire
 
 TARGETS = [
@@ -50,3 +51,58 @@ def test_a_port_that_answered_is_not_asked_again(asked: list[tuple[str, int]], m
     monkeypatch.setattr(wire, "talk_to", talk_to)
     asyncio.run(wire.talk_to_all(TARGETS, {}))
     assert len(asked) == len(TARGETS)
+
+
+class UnderStress:
+    """An SMTP server that ends a session at its first refusal, as Postfix does when it has no room for more."""
+
+    def __init__(self, *, says_why: bool) -> None:
+        self.says_why, self.sessions = says_why, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.sessions += 1
+        writer.write(b"220 mx.example ESMTP\r\n")
+        while line := await reader.readline():
+            refuses = line.startswith(b"RCPT") and b"nobody" in line
+            writer.write(b"550 5.1.1 Unknown\r\n" if refuses else b"250 Ok\r\n")
+            if refuses:
+                writer.write(b"421 4.7.0 mx.example Error: too many errors\r\n" if self.says_why else b"")
+                break
+            if line.startswith(b"QUIT"):
+                break
+        writer.close()
+
+    async def __aenter__(self) -> int:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        port: int = self.server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+
+
+@pytest.mark.parametrize("says_why", [True, False], ids=["with 421", "without a word"])
+def test_a_server_that_ends_a_session_at_its_first_refusal_is_asked_all_in_several(*, says_why: bool) -> None:
+    recipients = [("", "nobody-1@a.example"), ("", "ann@a.example"), ("", "nobody-2@a.example"), ("", "bob@a.example")]
+    server = UnderStress(says_why=says_why)
+
+    async def ask() -> dict[str, Any]:
+        async with server as port:
+            target = {"address": "127.0.0.1", "port": port, "protocol": "smtp", "tls": "none", "name": "mx.example"}
+            return await wire.talk_to({**target, "recipients": recipients}, {})
+
+    talk = asyncio.run(ask())
+    assert talk["error"] == ""
+    assert [code for _, _, code, _ in talk["replies"]] == [550, 250, 550, 250]
+    assert server.sessions == 3
+
+
+def test_the_agent_takes_a_session_that_ends_with_the_refusal_that_it_wanted_for_a_good_one() -> None:
+    async def ask() -> str | None:
+        async with UnderStress(says_why=True) as port:
+            probe = {"address": "127.0.0.1", "port": port, "tls": "none", "server_name": "mx.example"}
+            return await asyncio.to_thread(
+                agent.probe_smtp, {**probe, "accepts": "ann@a.example", "refuses": "nobody@a.example"}
+            )
+
+    assert asyncio.run(ask()) is None
