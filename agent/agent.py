@@ -673,6 +673,48 @@ def probe_http(probe: dict[str, Any]) -> str | None:
     return None if status in probe["status"] else f"answers {probe['path']} with {status}"
 
 
+def listening() -> dict[tuple[str, int], set[str]]:
+    """Protocol and port to the addresses at which somebody listens: "*" is any address of both families (ss(8))."""
+    found: dict[tuple[str, int], set[str]] = {}
+    done = run("ss", "-Hlntu")
+    if done.returncode:
+        raise Failed(f"nobody can tell who listens: {words(done)}")
+    for line in done.stdout.splitlines():
+        protocol, _, _, _, local, *_ = line.split()
+        address, _, port = local.rpartition(":")
+        found.setdefault((protocol, int(port)), set()).add(address.strip("[]"))
+    return found
+
+
+def deaf_addresses(probe: dict[str, Any], listeners: dict[tuple[str, int], set[str]]) -> list[str]:
+    """Addresses of a probe at which nobody listens: a daemon may have bound some, and missed one that came later."""
+    at = listeners.get((probe["protocol"], probe["port"]), set())
+    return [a for a in probe["addresses"] if not at & {"*", "::" if ":" in a else "0.0.0.0", a}]
+
+
+def deaf_services(probes: list[dict[str, Any]]) -> set[str]:
+    """Services that do not listen where they should: a daemon that missed an address binds it at its next start."""
+    listens = [p for p in probes if p["kind"] == "listen" and not os.path.exists(p.get("unless", ""))]
+    listeners = listening() if listens else {}
+    return {probe["service"] for probe in listens if deaf_addresses(probe, listeners)}
+
+
+def probe_listen(probe: dict[str, Any]) -> str | None:
+    deaf = deaf_addresses(probe, listening())
+    return f"nobody listens at {', '.join(deaf)} ({probe['protocol']})" if deaf else None
+
+
+def probe_addresses(probe: dict[str, Any]) -> str | None:
+    """Whether the host has its addresses, and may use them: not while IPv6 looks for doubles (RFC 4862 section 5.4)."""
+    for address in probe["addresses"]:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as tried:
+            try:
+                tried.bind((address, 0))
+            except OSError as error:
+                return f"{address}: {error.strerror}"
+    return None
+
+
 def probe_command(probe: dict[str, Any]) -> str | None:
     done = run(*probe["run"])
     return None if done.returncode == 0 else f"{' '.join(probe['run'])}: {words(done)}"
@@ -683,6 +725,8 @@ PROBES: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "tls": probe_tls,
     "dns": probe_dns,
     "http": probe_http,
+    "listen": probe_listen,
+    "addresses": probe_addresses,
     "command": probe_command,
 }
 
@@ -694,7 +738,7 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     for probe in probes:
-        where = f"{probe.get('address', '')} port {probe['port']}" if "port" in probe else probe["kind"]
+        where = f"{probe.get('address', '')} port {probe['port']}".strip() if "port" in probe else probe["kind"]
         if os.path.exists(probe.get("unless", "")):
             say(f"{probe['service']}: {where}: not asked, since {probe['unless']} is there")
             continue
@@ -754,13 +798,17 @@ class Change:
         self.reload: list[str] = []
         self.start: list[str] = []
         known = state.get("units")
+        deaf = deaf_services(bundle["health"])
+        self.deaf = [name for name, unit in units.items() if unit["service"] in deaf and name.endswith(".service")]
         for name, unit in units.items():
             before = known.get(name, {})
             unit_state = self.states.get(name, {})
             # A unit that is new here is started without being asked whether it may: asking takes longer.
             if not (runs(name, unit_state) if name in known else unit_state.get("ActiveState") == "active"):
                 self.start.append(name)
-            elif unit["restart_on"] and before.get("restart") != unit_fingerprint(unit, "restart_on", self.files):
+            elif name in self.deaf or (
+                unit["restart_on"] and before.get("restart") != unit_fingerprint(unit, "restart_on", self.files)
+            ):
                 self.restart.append(name)
             elif unit["reload_on"] and before.get("reload") != unit_fingerprint(unit, "reload_on", self.files):
                 self.reload.append(name)
@@ -1003,7 +1051,8 @@ def difference(bundle: dict[str, Any]) -> dict[str, Any]:
         "changed": sorted([*change.changed, *never]),
         "left_over": change.removed,
         "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
-        "behind": sorted({*change.restart, *change.reload, *change.unread}),
+        # Who does not listen is told by its health.
+        "behind": sorted({*change.restart, *change.reload, *change.unread} - set(change.deaf)),
     }
 
 

@@ -153,11 +153,18 @@ def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
         yield place.good("all files and units are as the stack says")
 
 
+ADVICE = {
+    "listen": "start its daemon again; its journal says what it could not bind, and ss -ltnup who listens",
+    "addresses": "see what networkd says: networkctl status, journalctl -u systemd-networkd",
+}
+"""What to do about a probe that goes wrong, by its kind."""
+
+
 def _health(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     health = report["health"]
     for wrong in health["wrong"]:
         port = f" on port {wrong['port']}" if wrong["port"] else ""
-        yield place.wrong(f"{wrong['service']}{port}: {wrong['said']}", "see its journal")
+        yield place.wrong(f"{wrong['service']}{port}: {wrong['said']}", ADVICE.get(wrong["kind"], "see its journal"))
     if health["asked"] and not health["wrong"]:
         yield place.good(f"{health['asked']} transactions with its own services go well")
 

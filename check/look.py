@@ -189,11 +189,13 @@ def health(task: Task) -> Any:
             return str(error) or type(error).__name__
 
     wrong = []
-    for probe in task["bundle"]["health"]:
+    # A service that is to serve nobody yet is not asked.
+    asked = [probe for probe in task["bundle"]["health"] if not os.path.exists(probe.get("unless", ""))]
+    for probe in asked:
         # Once more, before it is called ill: a daemon may have just been reloaded.
         if ask(probe) and (said := ask(probe)):
-            wrong.append({"service": probe["service"], "port": probe.get("port"), "said": said})
-    return {"asked": len(task["bundle"]["health"]), "wrong": wrong}
+            wrong.append({"service": probe["service"], "kind": probe["kind"], "port": probe.get("port"), "said": said})
+    return {"asked": len(asked), "wrong": wrong}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from model.stack import Host, Stack
 from services.roles import services_of
-from services.service import Service, User
+from services.service import Listen, Service, User
 
 
 class Conflict(Exception):
@@ -86,8 +86,18 @@ def bundle(stack: Stack, host: Host) -> dict[str, Any]:
         ),
         "masked": sorted({unit for service in services for unit in service.masked}),
         "kept": sorted({path for service in services for path in service.kept}),
-        "health": [{"service": s.name, **h} for s, h in each("health")],
+        # Whoever does not listen cannot answer either: that is asked first.
+        "health": [
+            *({"service": s.name, **_listener(host, item)} for s, item in each("listens")),
+            *({"service": s.name, **h} for s, h in each("health")),
+        ],
     }
+
+
+def _listener(host: Host, listen: Listen) -> dict[str, Any]:
+    addresses = listen.at or (*host.addresses.local, *host.addresses.public)
+    probe = {"kind": "listen", "protocol": listen.protocol, "port": listen.port, "addresses": list(map(str, addresses))}
+    return probe | ({"unless": listen.unless} if listen.unless else {})
 
 
 def secrets(stack: Stack, host: Host) -> dict[str, str]:

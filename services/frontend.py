@@ -42,7 +42,7 @@ class Webmail:
     names: tuple[str, ...]
     internal: str
     hosts: tuple[WebmailHost, ...]
-    here: tuple[str, ...]
+    here: bool
     frontends: tuple[IPAddress, ...]
     port: int = webmail.WEB
     socket: str = webmail.SOCKET
@@ -77,6 +77,7 @@ def configure(stack: Stack, host: Host) -> Service:
         listens=(
             *(Listen(port, frm=Source.INTERNET) for port in (80, 443, 465, 587, 993)),
             Listen(4190, frm=(*stack.access.users_from, *stack.local_prefixes)),
+            *((Listen(webmail.WEB, frm=stack.local_addresses(Role.FRONTEND)),) if host.has(Role.WEBMAIL) else ()),
         ),
     )
 
@@ -93,7 +94,7 @@ def _webmail(stack: Stack, host: Host) -> Webmail:
         names=(public, internal, public.partition(".")[0]),
         internal=internal,
         hosts=tuple(WebmailHost(h.name, webmail.cookie(h), order(h)) for h in hosts),
-        here=tuple(map(_literal, host.addresses.local)) if host.has(Role.WEBMAIL) else (),
+        here=host.has(Role.WEBMAIL),
         frontends=stack.local_addresses(Role.FRONTEND),
     )
 

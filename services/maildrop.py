@@ -91,7 +91,8 @@ def configure(stack: Stack, host: Host) -> Service:
         ),
         listens=(
             *(Listen(port, frm=senders) for port in (25, 465)),
-            *(Listen(port, frm=Source.SITES) for port in (IMAPS, SIEVE)),
-            *(Listen(port, frm=frontends) for port in (IMAPS_PROXY, SIEVE_PROXY)),
+            # While its store is being filled, Dovecot serves nobody.
+            *(Listen(port, frm=Source.SITES, unless=replication.FILLING) for port in (IMAPS, SIEVE)),
+            *(Listen(port, frm=frontends, unless=replication.FILLING) for port in (IMAPS_PROXY, SIEVE_PROXY)),
         ),
     )

@@ -17,18 +17,24 @@ def configure(stack: Stack, host: Host) -> Service:
     The names sort before those of the first boot: of several files that match, the first counts (systemd.network(5)).
     """
     files = list(render_tree("network", stack=stack, host=host))
+    # ss(8), by which a push and a check see who listens.
+    packages = ("iproute2",)
     if host.machine is None:
-        return Service(name="network", files=tuple(files))
+        return Service(name="network", packages=packages, files=tuple(files))
     site = stack.site_of(host)
     public = site.public if host.addresses.public else None
     files.append(File(f"{FOLDER}/05-local.network", _interface(stack, host, 0, site.local, default=public is None)))
     if public:
         files.append(File(f"{FOLDER}/05-public.network", _interface(stack, host, 1, public, default=True)))
+    own = (*host.addresses.local, *host.addresses.public)
     return Service(
         name="network",
+        packages=packages,
         files=tuple(files),
         # networkd takes up changed files without taking links down.
         units=(Unit("systemd-networkd.service", reload_on=(f"{FOLDER}/",)),),
+        # An address that networkd could not set is told by nobody else. An existing machine may stand behind NAT.
+        health=({"kind": "addresses", "addresses": list(map(str, own))},),
     )
 
 

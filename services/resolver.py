@@ -39,5 +39,5 @@ def configure(stack: Stack, host: Host) -> Service:
         ),
         checks=(Check(("unbound-checkconf",)),),
         health=({"kind": "dns", "address": "127.0.0.1", "name": ".", "type": "NS", "secure": True},),
-        listens=tuple(Listen(53, frm=Source.SITES, protocol=protocol) for protocol in ("udp", "tcp")) if serves else (),
+        listens=tuple(Listen(53, Source.SITES, protocol, at=serves) for protocol in ("udp", "tcp")) if serves else (),
     )

@@ -80,10 +80,12 @@ def address_listed(lab: Lab) -> Iterator[None]:
 @contextmanager
 def daemon_stopped(lab: Lab) -> Iterator[None]:
     lab.run("smtp-out-ash", "systemctl", "stop", "opendkim")
+    lab.run("frontend-ash", "systemctl", "stop", "stunnel@learning")
     try:
         yield
     finally:
         lab.run("smtp-out-ash", "systemctl", "start", "opendkim")
+        lab.run("frontend-ash", "systemctl", "start", "stunnel@learning")
 
 
 @contextmanager
@@ -169,6 +171,8 @@ def test_an_address_on_a_blocklist_is_named(broken: dict[str, Any]) -> None:
 
 def test_a_daemon_that_does_not_run_is_named_with_its_host(broken: dict[str, Any]) -> None:
     assert says(broken, "wrong hosts: smtp-out-ash: opendkim.service does not run")
+    deaf = "198.18.3.14, 2001:db8:1:3::14, 198.51.100.35, 2001:db8:2:3::3"
+    assert says(broken, f"wrong hosts: frontend-ash: learning on port 11335: nobody listens at {deaf} (tcp)")
 
 
 def test_a_file_that_was_changed_by_hand_is_shown_by_line(broken: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from agent import SOURCE as AGENT
 from lab.proof import ProofFailed, prove
 from model.network import Role
 from model.stack import Host
@@ -98,9 +100,86 @@ def test_a_neighbour_inside_finds_what_is_declared_to_it_and_no_more(lab: Lab, n
     others = [host for host in stack.all_hosts.values() if host.name != name]
     found = scan(lab, name, [str(address) for host in others for address in host.addresses.local], ports)
     for host in others:
-        opened = set().union(*(found[str(address)] for address in host.addresses.local))
-        assert opened == allowed(lab, host, neighbour), host.name
-        assert 22 not in opened
+        for address in host.addresses.local:
+            assert found[str(address)] == allowed(lab, host, neighbour), f"{host.name} at {address}"
+            assert 22 not in found[str(address)]
+
+
+NEW = {"frontend-ash": ("198.18.3.77", "2001:db8:1:3::77"), "maildrop-oak": ("198.18.1.77", "2001:db8:1:1::77")}
+"""Other addresses for two hosts, which between them have every kind of daemon."""
+ASK = """
+import sys
+agent = {"__name__": "agent"}
+exec(sys.stdin.read(), agent)
+print(agent["probe_dns"]({"address": sys.argv[1], "name": "hill.example", "type": "MX", "secure": True}))
+"""
+"""Asks a resolver over UDP. Says what is wrong, or None."""
+
+
+def test_a_host_that_is_renumbered_is_heard_at_its_new_addresses_however_late_they_come(lab: Lab) -> None:
+    stack, host = lab.stack(), "frontend-ash"
+    old = [str(address) for address in stack.all_hosts[host].addresses.local]
+
+    def renumber(wanted: dict[str, Any]) -> None:
+        for was, becomes in zip(old, NEW[host], strict=True):
+            for file in wanted["files"].values():
+                file["content"] = re.sub(rf"(?<![\w:.]){re.escape(was)}(?![\w:.]\w)", becomes, file["content"])
+            for probe in wanted["health"]:
+                probe["addresses"] = [becomes if address == was else address for address in probe.get("addresses", ())]
+
+    try:
+        # The daemons start while the addresses are not there.
+        done = lab.push(host, renumber)
+        assert done.returncode == 0 and "unbound.service" in done.stdout, done.stdout + done.stderr
+        for name, addresses in NEW.items():
+            for address in addresses:
+                length, nodad = ("64", ["nodad"]) if ":" in address else ("24", [])
+                lab.run(name, "ip", "address", "add", f"{address}/{length}", "dev", "local0", *nodad)
+        neighbour = stack.all_hosts["maildrop-elm"]
+        every = {name: allowed(lab, stack.all_hosts[name], neighbour) for name in NEW}
+        found = scan(lab, neighbour.name, [a for both in NEW.values() for a in both], set().union(*every.values()))
+        assert found == {address: every[name] for name, both in NEW.items() for address in both}
+        assert {11335, 53} <= every[host] and {12345, 12348, 993} <= every["maildrop-oak"]
+        for address in NEW[host]:
+            answer = lab.run(neighbour.name, "python3", "-c", ASK, address, text=AGENT)
+            assert answer.stdout == "None\n", f"{address}: {answer.stdout}{answer.stderr}"
+    finally:
+        for name, addresses in NEW.items():
+            for address in addresses:
+                lab.run(name, "ip", "address", "del", f"{address}/{64 if ':' in address else 24}", "dev", "local0")
+        done = lab.push(host)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_daemon_that_listens_at_less_than_its_host_has_is_a_push_that_failed(lab: Lab) -> None:
+    host, path = "frontend-ash", "/etc/stunnel/learning.conf"
+
+    def narrow(wanted: dict[str, Any]) -> None:
+        text = wanted["files"][path]["content"]
+        wanted["files"][path]["content"] = text.replace("accept = :::11335", "accept = 198.18.3.14:11335")
+        wanted["health_seconds"] = 2
+
+    done = lab.push(host, narrow)
+    assert done.returncode == 1, done.stdout
+    missing = "2001:db8:1:3::14, 198.51.100.35, 2001:db8:2:3::3"
+    assert f"{host}: learning: port 11335: nobody listens at {missing} (tcp)" in done.stderr
+    assert "the services run with them as before" in done.stderr
+
+
+def test_a_daemon_that_missed_an_address_is_started_again_by_the_next_push(lab: Lab) -> None:
+    host, unit, file = "frontend-ash", "stunnel@learning.service", "/etc/stunnel/learning.conf"
+    # Its file is right again, and what it runs with is not.
+    miss = f"""
+        cp -p {file} /run/kept
+        sed -i s/:::11335/198.18.3.14:11335/ {file}
+        systemctl restart {unit}
+        timeout 10 sh -c 'until ss -Hltn | grep -q 198.18.3.14:11335; do sleep 0.05; done'
+        cp -p /run/kept {file}
+    """
+    lab.run(host, "sh", "-c", miss)
+    done = lab.push(host)
+    assert done.returncode == 0 and f"restarted {unit}" in done.stdout, done.stdout + done.stderr
+    assert "nothing to do" in lab.push(host).stdout
 
 
 @pytest.mark.parametrize("host", ["smtp-in-oak", "smtp-out-elm", "maildrop-oak", "frontend-ash"])

@@ -10,6 +10,7 @@ from rich.console import Console
 from lab import containers, faults, up
 from lab.proof import prove
 from tests.lab.conftest import PUSH, Lab
+from tests.lab.steps import eventually
 
 
 def alias(config: dict[str, Any]) -> None:
@@ -216,11 +217,13 @@ def test_a_host_that_was_made_anew_is_filled_again_by_up_alone(lab: Lab) -> None
 
 
 def test_a_host_that_was_started_anew_is_as_the_stack_says(lab: Lab) -> None:
-    name = "smtp-in-ash"
+    name = "frontend-ash"
     faults.fail(lab.state, "host", name)
     faults.heal(lab.state, "host", name)
-    containers.wait_for_ssh(lab.state, {name: "198.18.3.11"})
+    containers.wait_for_ssh(lab.state, {name: "198.18.3.14"})
     lab.run(name, "systemctl", "is-system-running", "--wait")
+    # Its scanner reads for some seconds before it listens.
+    eventually(lambda: ":11333" in lab.run(name, "ss", "-Hltn").stdout)
     done = lab.push(name)
     assert "nothing to do" in done.stdout, done.stdout + done.stderr
 

@@ -538,3 +538,129 @@ def test_an_apt_that_works_for_ever_is_not_waited_for_as_long(
     with pytest.raises(agent.Failed, match="apt or dpkg has held this host"):
         agent.install_packages(["nginx"], [])
     assert not packages.policy.exists()
+
+
+# Who listens
+
+SS = """\
+udp   UNCONN 0      0      198.18.1.14:53        0.0.0.0:*
+udp   UNCONN 0      0      127.0.0.1:53          0.0.0.0:*
+tcp   LISTEN 0      4096   198.18.1.14:53        0.0.0.0:*
+tcp   LISTEN 0      4096   [2001:db8:1:1::14]:53     [::]:*
+tcp   LISTEN 0      100        0.0.0.0:25        0.0.0.0:*
+tcp   LISTEN 0      100           [::]:25           [::]:*
+tcp   LISTEN 0      4096             *:12345           *:*
+tcp   LISTEN 0      4096   127.0.0.53%lo:5355     0.0.0.0:*
+tcp   LISTEN 0      511  [fe80::1]%eth0:80         [::]:*
+"""
+BOTH = ["198.18.1.14", "2001:db8:1:1::14"]
+
+
+def hears(host: Host, monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]) -> None:
+    """A host on which ss(8) prints these lines."""
+    run = agent.run
+
+    def listing(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        if command[0] == "ss":
+            return subprocess.CompletedProcess(command, 0, lines(), "")
+        return run(*command, text=text)
+
+    monkeypatch.setattr(agent, "run", listing)
+
+
+def listener(port: int, addresses: list[str], protocol: str = "tcp", service: str = "nginx") -> dict[str, Any]:
+    return {"service": service, "kind": "listen", "protocol": protocol, "port": port, "addresses": addresses}
+
+
+@pytest.mark.parametrize(
+    ("probe", "deaf"),
+    [
+        (listener(25, [*BOTH, "198.51.100.2"]), None),
+        (listener(12345, BOTH), None),
+        (listener(53, BOTH), None),
+        (listener(53, BOTH, "udp"), "nobody listens at 2001:db8:1:1::14 (udp)"),
+        (listener(53, ["198.51.100.2", *BOTH]), "nobody listens at 198.51.100.2 (tcp)"),
+        (listener(80, BOTH), "nobody listens at 198.18.1.14, 2001:db8:1:1::14 (tcp)"),
+        (listener(443, ["198.18.1.14"]), "nobody listens at 198.18.1.14 (tcp)"),
+    ],
+    ids=[
+        "any of each family",
+        "any of both at once",
+        "by name",
+        "one over udp",
+        "another",
+        "on its link alone",
+        "none",
+    ],
+)
+def test_a_listener_counts_for_the_addresses_that_it_is_bound_to(
+    host: Host, monkeypatch: pytest.MonkeyPatch, probe: dict[str, Any], deaf: str | None
+) -> None:
+    hears(host, monkeypatch, lambda: SS)
+    assert agent.probe_listen(probe) == deaf
+
+
+def test_a_daemon_that_bound_one_of_two_addresses_is_a_push_that_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hears(host, monkeypatch, lambda: "tcp LISTEN 0 9 [2001:db8:1:1::14]:11333 [::]:*\n")
+    wanted = host.bundle({"a": "new"}, {"rspamd.service": ["a"]}, health=[listener(11333, BOTH, service="rspamd")])
+    assert refusal(wanted).startswith("rspamd: port 11333: nobody listens at 198.18.1.14 (tcp)\n")
+
+
+def test_a_daemon_that_missed_an_address_is_started_again_by_a_push_that_changes_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = "tcp LISTEN 0 9 0.0.0.0:11333 0.0.0.0:*\ntcp LISTEN 0 9 [::]:11333 [::]:*\n"
+    heard = [both]
+    hears(host, monkeypatch, lambda: heard[0])
+    wanted = host.bundle(
+        {"a": "as it is"},
+        {"rspamd.service": ["a"], "rspamd.timer": [], "nginx.service": []},
+        health=[listener(11333, BOTH, service="rspamd")],
+    )
+    agent.apply(wanted)
+    heard[0] = "tcp LISTEN 0 9 [::]:11333 [::]:*\n"
+    found = agent.difference(wanted)
+    assert found["behind"] == []
+    host.commands.clear()
+    # It stays deaf: that is no success, whatever else the push did.
+    assert "nobody listens at 198.18.1.14" in refusal(wanted)
+    assert host.commands[0] == "restart rspamd.service"
+    do = host._do
+
+    def binds(verb: str, units: list[str], *, now: bool) -> None:
+        heard[0] = both
+        do(verb, units, now=now)
+
+    monkeypatch.setattr(host, "_do", binds)
+    host.commands.clear()
+    agent.apply(wanted)
+    assert host.commands == ["restart rspamd.service"]
+    host.commands.clear()
+    agent.apply(wanted)
+    assert host.commands == []
+
+
+def test_where_nobody_is_to_listen_for_now_nobody_is_started_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    hears(host, monkeypatch, lambda: "")
+    host.path("filling").touch()
+    probe = listener(993, BOTH, service="dovecot") | {"unless": str(host.path("filling"))}
+    wanted = host.bundle({"a": "as it is"}, {"dovecot.service": ["a"]}, health=[probe])
+    agent.apply(wanted)
+    host.commands.clear()
+    agent.apply(wanted)
+    assert host.commands == []
+
+
+def test_a_host_that_cannot_tell_who_listens_is_not_believed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = subprocess.CompletedProcess((), 127, "", "ss: there is no such command")
+    monkeypatch.setattr(agent, "run", lambda *_, **__: failed)
+    with pytest.raises(agent.Failed, match="nobody can tell who listens: ss: there is no such command"):
+        agent.probe_listen(listener(25, BOTH))
+
+
+def test_an_address_that_the_host_does_not_have_is_named() -> None:
+    assert agent.probe_addresses({"addresses": ["127.0.0.1"]}) is None
+    said = agent.probe_addresses({"addresses": ["127.0.0.1", "192.0.2.77"]})
+    assert said == "192.0.2.77: Cannot assign requested address"

@@ -290,7 +290,11 @@ def test_a_host_that_is_well_is_good(keyed_stack: Stack, host: Host) -> None:
             "wrong",
             "its SSH server takes passwords (passwordauthentication yes)",
         ),
-        ({"health": {"asked": 1, "wrong": [{"service": "x", "port": 25, "said": "no"}]}}, "wrong", "x on port 25: no"),
+        (
+            {"health": {"asked": 1, "wrong": [{"service": "x", "kind": "smtp", "port": 25, "said": "no"}]}},
+            "wrong",
+            "x on port 25: no",
+        ),
         ({"renewal": renewal(failures=1, error="it is down")}, "advice", "was not renewed, 1 times: it is down"),
         ({"renewal": renewal(failures=72, error="no")}, "advice", "was not renewed, 72 times: no"),
         ({"renewal": renewal(failures=73, error="no")}, "wrong", "was not renewed, 73 times: no"),

@@ -313,3 +313,59 @@ def test_a_host_without_an_address_of_a_family_gets_no_route_of_it(keyed_config:
     for name in ("05-local", "05-public"):
         network = found[f"/etc/systemd/network/{name}.network"]["content"]
         assert "Gateway=198." in network and "2001:db8:" not in network
+
+
+LISTENS = re.compile(
+    r"^\s*(?:listen|bind|bind_socket|accept|interface|inet_interfaces|ListenAddress)\b[\s=:]*\"?(?P<address>[^\s\";]+)",
+    re.MULTILINE,
+)
+"""A word of some daemon's configuration by which it listens, and where."""
+
+
+@pytest.mark.parametrize("release", [12, 13])
+def test_no_daemon_needs_an_address_to_be_there_when_it_binds(keyed_config: dict[str, Any], release: int) -> None:
+    config = keyed_config | {"service": keyed_config["service"] | {"release": release}}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    seen = set()
+    for host in stack.all_hosts.values():
+        own = {str(address) for address in (*host.addresses.local, *host.addresses.public)}
+        for path, file in bundle(stack, host)["files"].items():
+            for found in LISTENS.finditer(file["content"]):
+                seen.add(path)
+                named = [address for address in own if address in found["address"]]
+                # Unbound has to answer from the address that was asked, and binds it before it is there.
+                assert not named or "\n    ip-freebind: yes\n" in file["content"], f"{host.name}: {path}: {named}"
+    wanted = ("nginx.conf", "worker-normal.inc", "stunnel/learning.conf", "stunnel/replication.conf", "posthorn.conf")
+    assert all(any(path.endswith(end) for path in seen) for end in (*wanted, "haproxy.cfg", "postfix/main.cf"))
+
+
+def test_every_port_that_a_service_opens_is_looked_for_on_all_addresses_of_its_host(stack: Stack) -> None:
+    for host in stack.all_hosts.values():
+        own = [str(address) for address in (*host.addresses.local, *host.addresses.public)]
+        looked_for = {
+            (probe["protocol"], probe["port"]): probe["addresses"]
+            for probe in bundle(stack, host)["health"]
+            if probe["kind"] == "listen"
+        }
+        opened = {(item.protocol, item.port): item for s in services_of(stack, host) for item in s.listens}
+        assert set(looked_for) == set(opened) and ("tcp", 22) in opened
+        for port, addresses in looked_for.items():
+            # The resolver is for the sites.
+            assert addresses == (list(map(str, host.addresses.local)) if port[1] == 53 else own)
+
+
+def test_a_port_belongs_to_the_service_whose_daemon_listens(stack: Stack) -> None:
+    for host in stack.all_hosts.values():
+        for service in services_of(stack, host):
+            daemons = [unit.name for unit in service.units if unit.name.endswith(".service") and not unit.once]
+            assert daemons or not service.listens, f"{host.name}: {service.name} has nobody to start again"
+
+
+def test_a_machine_of_ours_is_asked_for_its_addresses_and_a_rented_one_is_not(
+    keyed_config: dict[str, Any],
+) -> None:
+    stack = parse("lab", "Pulumi.lab.yaml", keyed_config)
+    for host in stack.all_hosts.values():
+        asked = [probe["addresses"] for probe in bundle(stack, host)["health"] if probe["kind"] == "addresses"]
+        own = [str(address) for address in (*host.addresses.local, *host.addresses.public)]
+        assert asked == ([own] if host.machine else [])
