@@ -36,6 +36,7 @@ from typing import Any
 HOME = Path("/var/lib/posthorn")
 AUTHORITY = "/etc/posthorn/authority.pem"
 LOCK_SECONDS = 300
+HEALTH_SECONDS = 60
 KEPT_VERSIONS = 2
 AWAY = 1 << 30
 """Added to the number of an owner while files change hands: nobody has such a number."""
@@ -569,6 +570,21 @@ def runs(name: str, unit_state: dict[str, str]) -> bool:
     )
 
 
+def last_words(unit: str) -> str:
+    """The end of a unit's journal."""
+    return run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
+
+
+def processes(title: str) -> set[tuple[str, str]]:
+    """Processes of this title: number and time of start, since a number is soon somebody else's."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace") == title:
+                found.add((process.name, (process / "stat").read_text().rpartition(")")[2].split()[19]))
+    return found
+
+
 def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], str]) -> None:
     """One call for all units. On failure the error names the first unit that failed, with the end of its journal."""
     if not units:
@@ -578,8 +594,7 @@ def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], st
         for unit, state in unit_states(units).items():
             # Also one that is about to be started again: it has not failed for good.
             if state.get("Result", "success") != "success" or state["ActiveState"] in ("activating", "failed"):
-                journal = run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
-                raise Failed(f"{of(unit)}: {unit} does not {verb}:\n{journal or words(done)}")
+                raise Failed(f"{of(unit)}: {unit} does not {verb}:\n{last_words(unit) or words(done)}")
         raise Failed(f"systemctl {verb} {' '.join(units)}: {words(done)}")
 
 
@@ -903,7 +918,7 @@ def apply(bundle: dict[str, Any]) -> None:
         _units(change)
         clock.lap("units")
         probes = [probe for probe in bundle["health"] if probe["service"] in change.services]
-        wait_until_healthy(probes, bundle.get("health_seconds", 60))
+        wait_until_healthy(probes, bundle.get("health_seconds", HEALTH_SECONDS))
         _steady(change)
         clock.lap("health")
     except Exception as error:
@@ -945,7 +960,23 @@ def _units(change: Change) -> None:
     systemctl("restart", change.restart, of=of)
     # Started, not restarted: a unit may pull another along, which a second word would end while it starts.
     systemctl("start", change.start, of=of)
+    replaced = {name: processes(title) for name in change.reload if (title := _workers(change, name))}
     systemctl("reload", change.reload, of=of)
+    for name, former in replaced.items():
+        _wait_for_end(change, name, former)
+
+
+def _workers(change: Change, name: str) -> str:
+    return str(change.bundle["units"][name].get("workers", ""))
+
+
+def _wait_for_end(change: Change, name: str, former: set[tuple[str, str]]) -> None:
+    """Waits until no worker of before a reload serves any more: until then, it is they who would be asked."""
+    deadline = time.monotonic() + change.bundle.get("health_seconds", HEALTH_SECONDS)
+    while former & processes(_workers(change, name)):
+        if time.monotonic() > deadline:
+            raise Failed(f"{_service_of(change)(name)}: {name} does not take up its new files:\n{last_words(name)}")
+        time.sleep(0.02)
 
 
 def _steady(change: Change) -> None:
@@ -953,8 +984,7 @@ def _steady(change: Change) -> None:
     of = _service_of(change)
     for name, unit_state in unit_states(change.touched_units).items():
         if not runs(name, unit_state):
-            journal = run("journalctl", "-u", name, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
-            raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{journal}")
+            raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{last_words(name)}")
 
 
 def _roll_back(change: Change, kept: dict[str, Any]) -> str:

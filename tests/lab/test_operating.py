@@ -102,12 +102,12 @@ def test_a_secret_that_is_missing_is_named_with_the_command_that_makes_it(lab: L
     assert "Traceback" not in done.stdout
 
 
-def broken(lab: Lab, host: str, path: str, content: str) -> str:
+def broken(lab: Lab, host: str, path: str, content: str, *, seconds: int = 5) -> str:
     """Pushes the host's present bundle with one file spoilt. Returns what the agent said."""
 
     def spoil(wanted: dict[str, Any]) -> None:
         wanted["files"][path]["content"] = content
-        wanted["health_seconds"] = 5
+        wanted["health_seconds"] = seconds
 
     done = lab.push(host, spoil)
     assert done.returncode == 1, done.stdout
@@ -138,6 +138,25 @@ def test_a_file_that_passes_its_check_and_does_not_work_is_taken_back(lab: Lab) 
     assert "does not accept ann@maildrop.net.hill.example" in said
     assert "The files were put back" in said
     assert lab.run("maildrop-elm", "cat", path).stdout == before
+
+
+def test_what_only_the_new_workers_of_nginx_show_to_be_wrong_is_taken_back(lab: Lab) -> None:
+    host, path = "frontend-ash", "/etc/nginx/nginx.conf"
+    before = lab.run(host, "cat", path).stdout
+    said = broken(lab, host, path, before.replace("return 302 ", "return 500; # "), seconds=1)
+    assert said.startswith(f"{host}: frontend: 127.0.0.1 port 443: answers / with 500\n  The files were put back"), said
+    assert lab.run(host, "cat", path).stdout == before
+
+
+def test_a_reload_that_nginx_refuses_is_not_taken_for_done(lab: Lab) -> None:
+    host, path = "frontend-ash", "/etc/nginx/nginx.conf"
+    before = lab.run(host, "cat", path).stdout
+    # Its check does not bind, so only the reload finds that somebody else has this address.
+    taken = before.replace("listen [::]:80;", "listen [::]:80;\n        listen 127.0.0.1:11334;", 1)
+    assert taken != before
+    said = broken(lab, host, path, taken, seconds=1)
+    assert said.startswith(f"{host}: frontend: nginx.service does not take up its new files:\n"), said
+    assert lab.run(host, "cat", path).stdout == before
 
 
 def test_an_agent_that_was_killed_finishes_its_work_in_the_next_run(unchanged: Lab) -> None:

@@ -664,3 +664,56 @@ def test_an_address_that_the_host_does_not_have_is_named() -> None:
     assert agent.probe_addresses({"addresses": ["127.0.0.1"]}) is None
     said = agent.probe_addresses({"addresses": ["127.0.0.1", "192.0.2.77"]})
     assert said == "192.0.2.77: Cannot assign requested address"
+
+
+# Workers that a reload is to replace
+
+WORKER = {"service": "nginx", "restart_on": [], "workers": "nginx: worker process"}
+
+
+def test_a_process_is_known_by_its_whole_title_and_its_start() -> None:
+    with subprocess.Popen(["sleep", "71.25"]) as one, subprocess.Popen(["sleep", "71.255"]) as other:
+        try:
+            eventually_there = time.monotonic() + 5
+            while not (found := agent.processes("sleep\00071.25")) and time.monotonic() < eventually_there:
+                time.sleep(0.01)
+            assert [pid for pid, _ in found] == [str(one.pid)]
+        finally:
+            one.kill()
+            other.kill()
+
+
+def reloading(host: Host, monkeypatch: pytest.MonkeyPatch, generations: list[set[tuple[str, str]]]) -> dict[str, Any]:
+    """A bundle that reloads NGINX, whose workers are these at each look."""
+    path = str(host.path("a"))
+    unit = {"nginx.service": WORKER | {"reload_on": [path]}}
+    agent.apply(host.bundle({"a": "old"}, {}) | {"units": unit})
+    monkeypatch.setattr(agent, "processes", lambda _: generations.pop(0) if len(generations) > 1 else generations[0])
+    host.commands.clear()
+    return host.bundle({"a": "new"}, {}) | {"units": unit, "health_seconds": 5}
+
+
+def test_health_is_asked_of_new_workers_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = ("11", "100"), ("12", "200")
+    generations = [{old}, {old}, {old, new}, {new}]
+    wanted = reloading(host, monkeypatch, generations)
+    seen = []
+    health = answering(monkeypatch, lambda: seen.append(generations[0]))
+    agent.apply(wanted | {"health": health})
+    assert seen == [{new}] and host.commands == ["reload nginx.service"]
+
+
+def test_a_reload_after_which_the_former_workers_serve_on_has_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = reloading(host, monkeypatch, [{("11", "100")}])
+    said = refusal(wanted | {"health_seconds": 0})
+    assert said.startswith("nginx: nginx.service does not take up its new files:\n")
+    assert host.text("a") == "old"
+
+
+def test_a_number_that_belongs_to_a_new_process_is_not_taken_for_the_old_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.apply(reloading(host, monkeypatch, [{("11", "100")}, {("11", "200")}]))
+    assert host.text("a") == "new"
