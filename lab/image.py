@@ -27,8 +27,8 @@ ROLES = (
     "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl lego knot-dnsutils "
     "haproxy postfix-mta-sts-resolver python3-dnspython"
 ).split()
-ABROAD = ["knot", "opendmarc", "pebble", "postfix-policyd-spf-python"]
-"""What only the lab's own machines need: name servers, an authority, the checks of the foreign host."""
+ABROAD = "bind9 knot opendmarc pdns-backend-sqlite3 pdns-server pebble postfix-policyd-spf-python".split()
+"""What only the lab's own machines and tests need: name servers, an authority, the checks of the foreign host."""
 KEPT_SECONDS = 30 * 86400
 """How long an image is kept that no lab was started from."""
 OWN = 12
@@ -36,7 +36,7 @@ OWN = 12
 
 # Every daemon waits for its configuration; the agent enables what a host needs.
 AT_REST = (
-    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 haproxy knot "
+    "postfix dovecot opendkim opendmarc postsrsd rspamd redis-server unbound nginx stunnel4 haproxy knot named pdns "
     "postfix-mta-sts-resolver systemd-timesyncd unattended-upgrades roundcube-gc.timer roundcube-cleandb.timer"
 ).split()
 MASKED = "apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service unbound-resolvconf.service"

@@ -33,12 +33,10 @@ def too_many_deletions(stack: Stack, before: dict[str, set[Identity]], allowed: 
     if unknown := set(allowed) - set(before):
         raise OperatorError(f"DELETE={','.join(sorted(unknown))}: the stack has published nothing in such a zone")
     brake = stack.dns.deletions
-    wanted: dict[str, set[Identity]] = defaultdict(set)
-    for rrset in rrsets(stack):
-        if stack.dns.zones.get(rrset.zone) is not None:
-            wanted[rrset.zone].add((rrset.name, rrset.type))
+    # In whatever zone: an RRset that moves to another is created there before it is deleted here.
+    wanted = {(r.name, r.type) for r in rrsets(stack) if stack.dns.zones.get(r.zone) is not None}
     for zone, there in sorted(before.items()):
-        gone = sorted(there - wanted[zone])
+        gone = sorted(there - wanted)
         share = 100 * len(gone) / len(there)
         if zone not in allowed and len(there) >= brake.least and share > brake.share:
             shown = ", ".join(" ".join(identity) for identity in gone[:SHOWN])

@@ -1,7 +1,8 @@
 """One RRset on an authoritative server, kept by dynamic updates (RFC 2136) that are signed with TSIG (RFC 8945).
 
 Every update carries prerequisites (RFC 2136 section 2.4), so that the server itself refuses it when the RRset is not
-what the stack thinks it is: a record that somebody else changed is never silently overwritten.
+what the stack thinks it is: a record that somebody else changed is never silently overwritten. After every update the
+provider looks whether the server has what was asked for: a server may answer NOERROR and do something else.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ from pulumi.dynamic import (
     UpdateResult,
 )
 
-VERSION = "2"
+VERSION = "3"
 """Raised when the provider's code changes what it does: the class is pickled by reference, so its code is no input."""
 
 SECONDS = 10.0
 TRIES = 4
+SETTLE_SECONDS = 5.0
+"""How long a server may take to show what it agreed to: one that forwards updates to its primary (RFC 2136 section 6)
+has them a moment later."""
 KEYS_PATH = "posthorn:keys"
 IDENTITY = ("zone", "name", "type")
 UNLIKE = (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN)
@@ -104,7 +108,12 @@ class RRsetProvider(ResourceProvider):
         replaces = [key for key in IDENTITY if str(olds.get(key)).lower() != str(news.get(key)).lower()]
         # A server that got another address or key is told again what it has: nothing is deleted for that.
         changed = bool(replaces) or not same(olds, news) or _way(olds) != _way(news)
-        return DiffResult(changes=changed, replaces=replaces, stables=list(IDENTITY), delete_before_replace=True)
+        # A new RRset is created first: if the server refuses that, the old one still serves. A name that gets another
+        # type has to be free before, since nothing stands beside a CNAME.
+        delete_first = "type" in replaces
+        return DiffResult(
+            changes=changed, replaces=replaces, stables=list(IDENTITY), delete_before_replace=delete_first
+        )
 
     def create(self, props: Properties) -> CreateResult:
         # The server is the judge of what is there: a look alone would take what a wildcard answers for a record.
@@ -113,50 +122,62 @@ class RRsetProvider(ResourceProvider):
             found = self._look(props)
             if found is None:
                 raise UpdateRefused(self._company(props, code))
-            if found == rdatas(props) or props.get("adopt"):
-                self._change(props, before=found)
-            else:
+            if found != rdatas(props) and not props.get("adopt"):
                 raise UpdateRefused(
                     f"{props['name']} {props['type']} is on {props['server']} already, and not made by this stack:"
                     f" {_shown(found)}. Remove it, or take it over: make up ADOPT={_identity(props)}"
                 )
+            code = self._update(props, before=found)
+        self._confirm(props, code)
         return CreateResult(_identity(props), props)
 
     def update(self, _id: str, olds: Properties, news: Properties) -> UpdateResult:
-        self._change(news, before=rdatas(olds))
+        code = self._update(news, before=rdatas(olds))
+        if code != dns.rcode.NOERROR and (news.get("adopt") or _place(olds) != _place(news)):
+            # Another server may have nothing yet, or something of somebody else, as with a new RRset.
+            self.create(news)
+        else:
+            self._confirm(news, code)
         return UpdateResult(news)
 
     def delete(self, _id: str, props: Properties) -> None:
         update, there = self._message(props), rdatas(props)
         _require(update, there)
         update.delete(there.name, there)
-        if self._send(props, update) != dns.rcode.NOERROR:
-            found = self._look(props)
-            if found is not None and found != there:
-                raise UpdateRefused(
-                    f"{props['name']} {props['type']} on {props['server']} was changed by somebody else to"
-                    f" {_shown(found)}: it is left alone. Run refresh to take that as known, then try again"
-                )
+        code = self._send(props, update)
+        if not self._stands(props):
+            return
+        what = f"{props['name']} {props['type']} on {props['server']}"
+        if code == dns.rcode.NOERROR:
+            raise UpdateRefused(
+                f"{what} is still there, though the server agreed to delete it: look at the server's log"
+            )
+        found = self._look(props)
+        raise UpdateRefused(
+            f"{what} was changed by somebody else to {_shown(found)}: it is left alone. Run refresh to take that as"
+            " known, then try again"
+        )
 
     def read(self, id_: str, props: Properties) -> ReadResult:
         found = self._look(props)
-        if found is None:
-            return ReadResult(None, {})
-        if found == rdatas(props) and found.ttl == int(props["ttl"]):
+        if _is(found, props):
             return ReadResult(id_, props)
+        if found is None or not self._stands(props):
+            return ReadResult(None, {})
         now = {**props, "ttl": found.ttl, "records": sorted(rdata.to_text() for rdata in found)}
         return ReadResult(id_, now)
 
     # What the server is told
 
-    def _key(self, props: Properties) -> dns.tsig.Key:
+    def _key(self, props: Properties) -> dns.tsig.Key | None:
         secret = getattr(self, "_secrets", {}).get(props["key_name"])
-        if secret is None:
-            raise UpdateRefused(f"the stack has no secret for the TSIG key {props['key_name']}: run make tsig")
-        return dns.tsig.Key(props["key_name"], secret, props["algorithm"])
+        return dns.tsig.Key(props["key_name"], secret, props["algorithm"]) if secret is not None else None
 
     def _message(self, props: Properties) -> dns.update.UpdateMessage:
-        return dns.update.UpdateMessage(props["zone"], keyring=self._key(props))
+        key = self._key(props)
+        if key is None:
+            raise UpdateRefused(f"the stack has no secret for the TSIG key {props['key_name']}: run make tsig")
+        return dns.update.UpdateMessage(props["zone"], keyring=key)
 
     def _update(self, props: Properties, before: dns.rrset.RRset | None) -> dns.rcode.Rcode:
         """Asks for a change on condition that the server has what was there before. Returns its answer."""
@@ -170,25 +191,42 @@ class RRsetProvider(ResourceProvider):
         else:
             update.absent(wanted.name, wanted.rdtype)
             update.absent(wanted.name, dns.rdatatype.CNAME)
-        update.replace(wanted.name, wanted)
+        if wanted.rdtype == dns.rdatatype.CNAME:
+            # It replaces the one that is there (section 3.4.2.2). Told to delete that first, Knot ends with none.
+            update.add(wanted.name, wanted)
+        else:
+            update.replace(wanted.name, wanted)
         return self._send(props, update)
 
-    def _change(self, props: Properties, before: dns.rrset.RRset) -> None:
-        """Changes an RRset that is there. One that is as wanted already is well: an answer may have been lost.
+    def _confirm(self, props: Properties, code: dns.rcode.Rcode) -> None:
+        """Makes sure that the server has the RRset as wanted, TTL included, whatever it answered to the update.
 
-        Raises `UpdateRefused` where it is neither as it was nor as it should be.
+        Where it refused, that is well too: the answer to a first try may have been lost. Raises `UpdateRefused` with
+        what the server has.
         """
-        code = self._update(props, before)
+        deadline = time.monotonic() + (SETTLE_SECONDS if code == dns.rcode.NOERROR else 0)
+        found = self._look(props)
+        while not _is(found, props) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            found = self._look(props)
+        if _is(found, props):
+            return
         if code == dns.rcode.NOERROR:
-            return
-        found, wanted = self._look(props), rdatas(props)
-        if found is not None and found == wanted and found.ttl == wanted.ttl:
-            return
-        now = _shown(found) if found is not None else "nothing"
+            raise UpdateRefused(
+                f"{props['server']} agreed to change {props['name']} {props['type']} to {_shown(rdatas(props))}, but"
+                f" has {_shown(found)}. Look at the server's log and at its limits of TTLs, then run refresh and up"
+            )
         raise UpdateRefused(
             f"{props['name']} {props['type']} on {props['server']} was changed by somebody else: the server has"
-            f" {now}. Run refresh, look at it, then up ({dns.rcode.to_text(code)})"
+            f" {_shown(found)}. Run refresh, look at it, then up ({dns.rcode.to_text(code)})"
         )
+
+    def _stands(self, props: Properties) -> bool:
+        """Whether the zone has an RRset of this name and type. Asked by a condition of an update that changes nothing:
+        a query would be answered from a wildcard, or from a zone below that the same server has."""
+        update = self._message(props)
+        update.absent(props["name"], props["type"])
+        return self._send(props, update) == dns.rcode.YXRRSET
 
     def _company(self, props: Properties, code: dns.rcode.Rcode) -> str:
         """A sentence about what stands at a name that should be free."""
@@ -202,6 +240,9 @@ class RRsetProvider(ResourceProvider):
     def _look(self, props: Properties) -> dns.rrset.RRset | None:
         """The RRset as the server itself has it now."""
         query = dns.message.make_query(props["name"], props["type"], flags=0)
+        if key := self._key(props):
+            # A server may have another view, or nothing at all, for whoever does not show a key.
+            query.use_tsig(key)
         answer = self._exchange(props, query)
         if answer.rcode() not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             raise UpdateRefused(f"{props['server']} answers {dns.rcode.to_text(answer.rcode())} for {props['name']}")
@@ -242,6 +283,12 @@ class RRsetProvider(ResourceProvider):
                 time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
         if error is None:
             return answer
+        if isinstance(error, dns.exception.FormError):
+            # As Knot answers for a zone that it does not have.
+            raise UpdateRefused(
+                f"{props['server']} answers for {props['name']}, but not signed with the key {props['key_name']}"
+                f" ({error}). Does it have the zone {props['zone']}, and the key?"
+            )
         raise UpdateRefused(
             f"{props['server']} port {int(props['port'])} does not answer for {props['name']}:"
             f" {error or type(error).__name__}"
@@ -257,11 +304,23 @@ def _identity(props: Properties) -> str:
     return f"{props['name']}/{props['type']}"
 
 
+def _place(props: Properties) -> tuple[str, int]:
+    return props["server"], int(props["port"])
+
+
 def _way(props: Properties) -> tuple[str, int, str, str]:
-    return props["server"], int(props["port"]), props["key_name"], props["algorithm"]
+    return *_place(props), props["key_name"], props["algorithm"]
 
 
-def _shown(found: dns.rrset.RRset) -> str:
+def _is(found: dns.rrset.RRset | None, props: Properties) -> bool:
+    """Whether an RRset is the one that properties describe, TTL included."""
+    wanted = rdatas(props)
+    return found is not None and found == wanted and found.ttl == wanted.ttl
+
+
+def _shown(found: dns.rrset.RRset | None) -> str:
+    if found is None:
+        return "nothing"
     return f"{found.ttl} " + ", ".join(sorted(rdata.to_text() for rdata in found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,6 +47,14 @@ class Server:
         self.updates: list[dns.message.Message] = []
         self.code = dns.rcode.NOERROR
         self.lost_answers = 0
+        self.deaf = False
+        """Agrees to everything and does nothing."""
+        self.longest = 2**31 - 1
+        """The TTL that it cuts others down to."""
+        self.forwarded: list[dns.message.Message] = []
+        self.looks_late = 0
+        """How many looks an update takes to arrive, as where a secondary forwards it to its primary."""
+        self.keys_of_queries: list[Any] = []
         self.lock = threading.Lock()
 
     def at(self, name: dns.name.Name, kind: int) -> dns.rrset.RRset | None:
@@ -60,13 +69,22 @@ class Server:
             self.updates.append(message)
             answer = dns.message.Message(id=message.id)
             answer.set_rcode(self.code if self.code != dns.rcode.NOERROR else self.judge(message))
-            if answer.rcode() == dns.rcode.NOERROR:
+            if answer.rcode() == dns.rcode.NOERROR and self.looks_late:
+                self.forwarded.append(message)
+            elif answer.rcode() == dns.rcode.NOERROR and not self.deaf:
                 self.change(message)
                 if self.lost_answers:
                     self.lost_answers -= 1
                     raise TimeoutError("timed out")
             return answer
-        answer = dns.message.make_response(message)
+        self.keys_of_queries.append(message.keyring)
+        if self.forwarded:
+            self.looks_late -= 1
+            if not self.looks_late:
+                self.change(self.forwarded.pop())
+        answer = dns.message.QueryMessage(id=message.id)
+        answer.flags = dns.flags.QR
+        answer.question = list(message.question)
         question = message.question[0]
         found = self.at(question.name, question.rdtype) or self.at(dns.name.from_text("*.wild.example."), TXT)
         if found and found.rdtype == question.rdtype and question.name.is_subdomain(found.name.parent()):
@@ -89,10 +107,18 @@ class Server:
         return dns.rcode.NOERROR
 
     def change(self, message: dns.message.Message) -> None:
-        """Carries an update out (section 3.4): an RRset is deleted, and records are added."""
+        """Carries an update out (section 3.4): an RRset is deleted, and records are added.
+
+        A CNAME replaces the one that is there; one that is deleted in the same update is not added, as with Knot.
+        """
+        gone = {(asked.name, asked.rdtype) for asked in message.sections[2] if asked.deleting is not None}
         for asked in message.sections[2]:
-            if asked.deleting is not None:
-                self.records = [r for r in self.records if (r.name, r.rdtype) != (asked.name, asked.rdtype)]
+            which = (asked.name, asked.rdtype)
+            if asked.deleting is not None or asked.rdtype == dns.rdatatype.CNAME:
+                self.records = [r for r in self.records if (r.name, r.rdtype) != which]
+            asked.ttl = min(asked.ttl, self.longest)
+            if asked.deleting is not None or (which in gone and asked.rdtype == dns.rdatatype.CNAME):
+                continue
             elif found := self.at(asked.name, asked.rdtype):
                 found.update(asked)  # type: ignore[no-untyped-call]
             else:
@@ -103,6 +129,8 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
     monkeypatch.setattr(dns.query, "tcp", server.tcp)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("providers.rrset.SETTLE_SECONDS", 0.1)
     return server
 
 
@@ -168,6 +196,7 @@ def test_what_a_wildcard_answers_is_not_taken_for_a_record(server: Server, provi
     assert len(server.records) == 2
     provider.delete("id", own)
     assert server.records == [wildcard]
+    assert provider.read("id", own).id is None
 
 
 def test_four_workers_do_not_meet(server: Server, provider: RRsetProvider) -> None:
@@ -223,6 +252,115 @@ def test_a_delete_leaves_what_somebody_else_put_there(server: Server, provider: 
 def test_deleting_what_is_gone_is_no_error(server: Server, provider: RRsetProvider) -> None:
     provider.delete("id", MX)
     assert server.records == []
+
+
+# What a server says and what it does
+
+
+ALIAS = {**MX, "name": "www.hill.example.", "type": "CNAME", "ttl": 60, "records": ["nginx0.hill.example."]}
+
+
+@pytest.mark.parametrize("change", [{"ttl": 300}, {"records": ["nginx1.hill.example."]}])
+def test_a_changed_alias_is_never_deleted_on_the_way(
+    server: Server, provider: RRsetProvider, change: dict[str, Any]
+) -> None:
+    provider.create(ALIAS)
+    provider.update("id", ALIAS, {**ALIAS, **change})
+    assert provider.read("id", {**ALIAS, **change}).outs == {**ALIAS, **change}
+    provider.create({**ALIAS, "adopt": True})
+    assert provider.read("id", ALIAS).outs == ALIAS
+
+
+def test_a_server_that_agrees_and_does_nothing_is_no_success(server: Server, provider: RRsetProvider) -> None:
+    server.deaf = True
+    with pytest.raises(UpdateRefused, match=r"agreed to change hill\.example\. MX to 3600 10 smtp-in.*has nothing"):
+        provider.create(MX)
+    server.records = [ours()]
+    with pytest.raises(UpdateRefused, match=r"agreed to change .* to 60 10 smtp-in.*, but has 3600 10 smtp-in"):
+        provider.update("id", MX, {**MX, "ttl": 60})
+    with pytest.raises(UpdateRefused, match="is still there, though the server agreed to delete it"):
+        provider.delete("id", MX)
+
+
+def test_a_server_that_cuts_a_ttl_down_is_no_success(server: Server, provider: RRsetProvider) -> None:
+    server.longest = 600
+    with pytest.raises(UpdateRefused, match=r"but has 600 10 smtp-in.*limits of TTLs"):
+        provider.create(MX)
+
+
+def test_a_server_that_forwards_updates_has_a_moment(server: Server, provider: RRsetProvider) -> None:
+    server.looks_late = 3
+    provider.create(MX)
+    assert server.records == [ours()]
+
+
+def test_the_server_is_asked_with_the_key_where_the_stack_has_it(server: Server, provider: RRsetProvider) -> None:
+    """Another view, or a refusal, may be for whoever shows no key."""
+    provider.create(MX)
+    assert server.keys_of_queries and all(server.keys_of_queries)
+    # A refresh does without one that was replaced.
+    assert provider.read("id", {**MX, "key_name": "older"}).id == "id"
+    assert server.keys_of_queries[-1] is None
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        ("60", "10 smtp-in.hill.example."),
+        ("3600", "20 smtp-in.hill.example."),
+        ("3600", "10 smtp-in.hill.example.", "20 mx.far.example."),
+    ],
+)
+def test_a_refresh_finds_what_somebody_changed(server: Server, provider: RRsetProvider, there: tuple[str, ...]) -> None:
+    ttl, *records = there
+    server.records = [dns.rrset.from_text("hill.example.", int(ttl), "IN", "MX", *records)]
+    found = provider.read("id", MX)
+    assert (found.id, found.outs) == ("id", {**MX, "ttl": int(ttl), "records": records})
+
+
+def test_a_refresh_finds_what_is_gone_and_what_is_as_it_was(server: Server, provider: RRsetProvider) -> None:
+    assert provider.read("id", MX).id is None
+    server.records = [ours()]
+    found = provider.read("id", MX)
+    assert (found.id, found.outs) == ("id", MX)
+
+
+# Another server, another zone
+
+
+def test_a_stack_moves_to_a_server_that_has_nothing_yet(server: Server, provider: RRsetProvider) -> None:
+    provider.update("id", MX, {**MX, "server": "203.0.113.99", "ttl": 60})
+    assert [r.ttl for r in server.records] == [60]
+
+
+def test_a_stack_moves_to_a_server_with_a_copy_of_the_zone(server: Server, provider: RRsetProvider) -> None:
+    server.records = [ours()]
+    provider.update("id", MX, {**MX, "server": "203.0.113.99", "ttl": 60})
+    assert [r.ttl for r in server.records] == [60]
+
+
+def test_what_stands_on_another_server_is_taken_over_by_word_alone(server: Server, provider: RRsetProvider) -> None:
+    server.records = [theirs()]
+    for moved in ({"server": "203.0.113.99"}, {"port": 5353}):
+        with pytest.raises(UpdateRefused, match=r"not made by this stack: 60 5 other.*ADOPT=hill\.example\./MX"):
+            provider.update("id", MX, {**MX, **moved})
+        assert server.records == [theirs()]
+    provider.update("id", MX, {**MX, "server": "203.0.113.99", "adopt": True})
+    assert server.records == [ours()]
+
+
+def test_what_is_gone_from_the_same_server_is_not_put_back_in_silence(server: Server, provider: RRsetProvider) -> None:
+    with pytest.raises(UpdateRefused, match=r"the server has nothing\. Run refresh"):
+        provider.update("id", MX, {**MX, "ttl": 60})
+    assert server.records == []
+
+
+def test_an_rrset_is_created_before_the_one_that_it_replaces_is_deleted(provider: RRsetProvider) -> None:
+    found = provider.diff("id", MX, {**MX, "zone": "example."})
+    assert found.replaces == ["zone"] and found.delete_before_replace is False
+    # Nothing stands beside a CNAME: that name has to be free first.
+    found = provider.diff("id", MX, {**ALIAS, "name": MX["name"]})
+    assert found.replaces == ["type"] and found.delete_before_replace is True
 
 
 @pytest.mark.parametrize("kind", ["NS", "SOA"])
