@@ -179,6 +179,7 @@ def foreign_record(lab: Lab, zone: str, owner: str, kind: str, data: str) -> Ite
 
 def silent(config: dict[str, Any]) -> None:
     config["dns"]["silent"] = ["park.dale.example"]
+    config["dns"].setdefault("ttl", {})["submission"] = 61
 
 
 def test_a_record_of_somebody_else_is_taken_over_by_an_explicit_word_alone(lab: Lab) -> None:
@@ -194,6 +195,8 @@ def test_a_record_of_somebody_else_is_taken_over_by_an_explicit_word_alone(lab: 
             assert asked(lab, "park.dale.example", "MX")[1] == ["10 mx.far.example."]
             lab.up("--adopt", "park.dale.example/MX")
             assert asked(lab, "park.dale.example", "MX")[1] == ["0 ."]
+        # An alias that changes stays an alias.
+        assert asked(lab, "smtp-out.hill.example", "CNAME")[1] == ["nginx0.hill.example."]
         # What was taken over is the stack's own from now on: it goes with the name, when deleting is meant.
         lab.stack_file.write_text(before)
         lab.change(lambda config: config["dns"].update(deletions={"share": 10}))

@@ -18,7 +18,7 @@ from providers.rrset import RRsetProvider, UpdateRefused
 from tests.lab import name_servers
 from tests.lab.name_servers import ADDRESS, CHILD, KINDS, PARENT, SECRET, NameServer
 
-pytestmark = pytest.mark.on_release("12")
+pytestmark = pytest.mark.on_release(12)
 
 LONG = '"v=DKIM1; k=rsa; p=' + "A" * 230 + '" "' + "B" * 200 + '"'
 # Of every type that a stack publishes, three records that can stand in its RRset. BIND refuses an MX to a name of the

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -43,10 +43,14 @@ class Server:
     """A name server that holds RRsets, keeps the updates that it was asked for, and follows RFC 2136 section 3."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.records: list[dns.rrset.RRset] = []
         self.updates: list[dns.message.Message] = []
         self.code = dns.rcode.NOERROR
         self.lost_answers = 0
+        self.busy = 0
+        """How many updates it answers with SERVFAIL."""
+        self.knows_zone = True
         self.deaf = False
         """Agrees to everything and does nothing."""
         self.longest = 2**31 - 1
@@ -55,19 +59,32 @@ class Server:
         self.looks_late = 0
         """How many looks an update takes to arrive, as where a secondary forwards it to its primary."""
         self.keys_of_queries: list[Any] = []
-        self.lock = threading.Lock()
+        self.seconds = 0.0
+        """What the provider has slept."""
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
 
     def at(self, name: dns.name.Name, kind: int) -> dns.rrset.RRset | None:
         return next((r for r in self.records if r.name == name and r.rdtype == kind), None)
 
     def tcp(self, message: dns.message.Message, _where: str, **_: Any) -> dns.message.Message:
         with self.lock:
+            if not self.knows_zone:
+                raise dns.exception.FormError  # dnspython: "response requires a TSIG but does not have one"
             return self.answer(message)
 
     def answer(self, message: dns.message.Message) -> dns.message.Message:
         if message.opcode() == dns.opcode.UPDATE:
             self.updates.append(message)
             answer = dns.message.Message(id=message.id)
+            if self.busy:
+                self.busy -= 1
+                answer.set_rcode(dns.rcode.SERVFAIL)
+                return answer
             answer.set_rcode(self.code if self.code != dns.rcode.NOERROR else self.judge(message))
             if answer.rcode() == dns.rcode.NOERROR and self.looks_late:
                 self.forwarded.append(message)
@@ -129,8 +146,7 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
     monkeypatch.setattr(dns.query, "tcp", server.tcp)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr("providers.rrset.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("providers.rrset.time", server)
     return server
 
 
@@ -291,7 +307,27 @@ def test_a_server_that_cuts_a_ttl_down_is_no_success(server: Server, provider: R
 def test_a_server_that_forwards_updates_has_a_moment(server: Server, provider: RRsetProvider) -> None:
     server.looks_late = 3
     provider.create(MX)
+    assert server.records == [ours()] and server.seconds > 0
+    # Nobody waits for a server that refused.
+    server.seconds, server.records = 0, [theirs()]
+    with pytest.raises(UpdateRefused):
+        provider.update("id", MX, {**MX, "ttl": 60})
+    assert server.seconds == 0
+
+
+def test_a_server_that_is_busy_with_the_zone_is_asked_again(server: Server, provider: RRsetProvider) -> None:
+    server.busy = 3
+    provider.create(MX)
     assert server.records == [ours()]
+    server.busy = 4
+    with pytest.raises(UpdateRefused, match="SERVFAIL"):
+        provider.update("id", MX, {**MX, "ttl": 60})
+
+
+def test_a_server_without_the_zone_is_not_told_to_be_away(server: Server, provider: RRsetProvider) -> None:
+    server.knows_zone = False
+    with pytest.raises(UpdateRefused, match=r"not signed with the key posthorn.*Does it have the zone hill\.example\."):
+        provider.create(MX)
 
 
 def test_the_server_is_asked_with_the_key_where_the_stack_has_it(server: Server, provider: RRsetProvider) -> None:
@@ -349,6 +385,12 @@ def test_what_stands_on_another_server_is_taken_over_by_word_alone(server: Serve
     assert server.records == [ours()]
 
 
+def test_the_word_also_counts_for_a_record_that_the_stack_changes(server: Server, provider: RRsetProvider) -> None:
+    server.records = [theirs()]
+    provider.update("id", {**MX, "ttl": 60}, {**MX, "adopt": True})
+    assert server.records == [ours()]
+
+
 def test_what_is_gone_from_the_same_server_is_not_put_back_in_silence(server: Server, provider: RRsetProvider) -> None:
     with pytest.raises(UpdateRefused, match=r"the server has nothing\. Run refresh"):
         provider.update("id", MX, {**MX, "ttl": 60})
@@ -373,6 +415,8 @@ def test_the_apex_of_a_zone_is_left_to_its_operator(provider: RRsetProvider, kin
 def test_an_rrset_written_differently_is_the_same(provider: RRsetProvider) -> None:
     other = {**MX, "name": "HILL.example.", "records": ["10 SMTP-IN.hill.example."], "ttl": 3600.0}
     assert not provider.diff("id", MX, other).changes
+    assert provider.diff("id", MX, {**other, "ttl": 60}).changes
+    assert provider.diff("id", MX, {**other, "records": ["20 smtp-in.hill.example."]}).changes
 
 
 def test_a_server_with_another_address_is_told_again_and_nothing_is_deleted(provider: RRsetProvider) -> None:
