@@ -30,8 +30,14 @@ KEY = dns.tsig.Key("posthorn", SECRET, "hmac-sha256")
 PARENT, CHILD = "example.", "child.example."
 """A zone, and one below it on the same server, to which nothing delegates."""
 READY_SECONDS = 30.0
-START = 'mount --bind "$FOLDER" "$ROOT/mnt"; mount --rbind /dev "$ROOT/dev"; exec chroot "$ROOT" "$@"'
-"""In a mount namespace of its own: the folder of a server becomes /mnt of the image."""
+START = """
+mount --bind "$ROOT" "$ROOT"
+mount -o remount,bind,ro "$ROOT"
+mount --bind "$FOLDER" "$ROOT/tmp"
+mount --rbind /dev "$ROOT/dev"
+exec chroot "$ROOT" "$@"
+"""
+"""In a mount namespace of its own: the image is read alone, and the folder of a server is its /tmp."""
 
 
 def _apex(zone: str) -> tuple[str, str]:
@@ -49,31 +55,31 @@ def knot(folder: Path, port: int, _root: Path) -> Sequence[str]:
     _zone_files(folder)
     zones = "".join(f"  - domain: {zone}\n    file: {zone}zone\n    acl: update\n" for zone in (PARENT, CHILD))
     (folder / "knot.conf").write_text(
-        f"server:\n    listen: {ADDRESS}@{port}\n    rundir: /mnt\n"
+        f"server:\n    listen: {ADDRESS}@{port}\n    rundir: /tmp\n"
         "log:\n  - target: stderr\n    any: info\n"
         f"key:\n  - id: {KEY.name}\n    algorithm: hmac-sha256\n    secret: {SECRET}\n"
         f"acl:\n  - id: update\n    key: {KEY.name}\n    action: [update, transfer]\n"
-        "database:\n    storage: /mnt\n"
-        "template:\n  - id: default\n    storage: /mnt\n    dnssec-signing: on\n    zonefile-sync: -1\n"
+        "database:\n    storage: /tmp\n"
+        "template:\n  - id: default\n    storage: /tmp\n    dnssec-signing: on\n    zonefile-sync: -1\n"
         f"zone:\n{zones}"
     )
-    return "knotd", "-c", "/mnt/knot.conf"
+    return "knotd", "-c", "/tmp/knot.conf"
 
 
 def bind(folder: Path, port: int, _root: Path) -> Sequence[str]:
     """BIND 9, which answers nobody without the key."""
     _zone_files(folder)
     zones = "".join(
-        f'zone "{zone}" {{ type primary; file "/mnt/{zone}zone"; allow-update {{ key "{KEY.name}"; }};'
+        f'zone "{zone}" {{ type primary; file "/tmp/{zone}zone"; allow-update {{ key "{KEY.name}"; }};'
         f' allow-query {{ key "{KEY.name}"; }}; }};\n'
         for zone in (PARENT, CHILD)
     )
     (folder / "named.conf").write_text(
-        'options { directory "/mnt"; pid-file none; session-keyfile none; recursion no; dnssec-validation no;\n'
+        'options { directory "/tmp"; pid-file none; session-keyfile none; recursion no; dnssec-validation no;\n'
         f"    listen-on port {port} {{ {ADDRESS}; }}; listen-on-v6 {{ none; }}; }};\n"
         f'controls {{ }};\nkey "{KEY.name}" {{ algorithm hmac-sha256; secret "{SECRET}"; }};\n{zones}'
     )
-    return "named", "-g", "-n", "1", "-c", "/mnt/named.conf"
+    return "named", "-g", "-n", "1", "-c", "/tmp/named.conf"
 
 
 def powerdns(folder: Path, port: int, root: Path) -> Sequence[str]:
@@ -94,10 +100,10 @@ def powerdns(folder: Path, port: int, root: Path) -> Sequence[str]:
             database.execute("INSERT INTO domainmetadata (domain_id, kind, content) VALUES (?, ?, ?)", allow)
     database.close()
     (folder / "pdns.conf").write_text(
-        "launch=gsqlite3\ngsqlite3-database=/mnt/pdns.sqlite3\ngsqlite3-pragma-synchronous=0\ndnsupdate=yes\n"
-        f"local-address={ADDRESS}\nlocal-port={port}\nsocket-dir=/mnt\nsecurity-poll-suffix=\n"
+        "launch=gsqlite3\ngsqlite3-database=/tmp/pdns.sqlite3\ngsqlite3-pragma-synchronous=0\ndnsupdate=yes\n"
+        f"local-address={ADDRESS}\nlocal-port={port}\nsocket-dir=/tmp\nsecurity-poll-suffix=\n"
     )
-    return "pdns_server", "--config-dir=/mnt", "--daemon=no", "--guardian=no", "--disable-syslog=yes"
+    return "pdns_server", "--config-dir=/tmp", "--daemon=no", "--guardian=no", "--disable-syslog=yes"
 
 
 KINDS: dict[str, Callable[[Path, int, Path], Sequence[str]]] = {"knot": knot, "bind": bind, "powerdns": powerdns}
