@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,19 @@ def test_a_name_becomes_an_alias_and_back_once_it_is_free(server: NameServer, pr
         provider.create(new)
         assert has(server, new) and nothing(server, old)
         provider.delete("id", new)
+
+
+def test_four_workers_do_not_meet(server: NameServer, provider: RRsetProvider) -> None:
+    """Pulumi calls one provider from four threads."""
+
+    def made(index: int) -> dict[str, Any]:
+        before, after = (rrset(server, f"worker{index}", "CNAME", ttl=ttl) for ttl in (60, 300))
+        provider.create(before)
+        provider.update("id", before, after)
+        return after
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(has(server, after) for after in pool.map(made, range(20)))
 
 
 def test_what_a_wildcard_answers_is_not_taken_for_a_record(server: NameServer, provider: RRsetProvider) -> None:
