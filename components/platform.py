@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pulumi
 
@@ -10,6 +11,7 @@ from agent import SOURCE
 from components.host import HostConfiguration, SecretValue
 from components.machine import Hypervisor, Machine
 from components.zones import Zones
+from model.network import Role
 from model.stack import Host, Stack
 from services.bundle import bundle, secrets
 from services.zones import rrsets
@@ -20,13 +22,24 @@ FIRST = "POSTHORN_FIRST"
 """The same: set while the stack has no machine yet. Nobody is served who could miss one: all are made at once."""
 
 
+def steps(stack: Stack) -> Iterator[tuple[str, list[Host]]]:
+    """Hosts that are changed side by side, and their site: the mailbox hosts of each site, then the rest of each.
+
+    The most preferred site comes last. No smtp-in host knows an account before the mailbox hosts do: whoever delivers
+    is told first, whoever accepts last.
+    """
+    for delivers in (True, False):
+        for site in reversed(stack.sites):
+            if hosts := [host for host in stack.hosts_at(site) if host.has(Role.MAILDROP) == delivers]:
+                yield site, hosts
+
+
 class Platform(pulumi.ComponentResource):
     """Builds a stack in the order in which a change is safest.
 
-    Internal names come first, and data disks and images at all sites side by side; then, site by site and the most
-    preferred last, the machines and what is on them: a machine is switched off or made anew only when the site before
-    serves again, and a bad change stops at the first site while the others still do. Last the records that lead the
-    world to them.
+    Internal names come first, and data disks and images at all sites side by side; then, step by step, the machines and
+    what is on them: a machine is switched off or made anew only when the step before serves again, and a bad change
+    stops at the first step while the other sites still serve. Last the records that lead the world to them.
     """
 
     def __init__(self, stack: Stack, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -36,15 +49,13 @@ class Platform(pulumi.ComponentResource):
         internal = Zones(f"{stack.name}-internal", stack, records["internal"], opts=self._child())
         left_out = os.environ.get(WITHOUT, "").split(",")
         machines = {name: machine for site in stack.sites for name, machine in self._machines(site).items()}
-        previous_site: list[pulumi.Resource] = [internal]
-        for site in reversed(stack.sites):
-            hosts = [self._host(host, machines.get(host.name), previous_site) for host in stack.hosts_at(site)]
+        before: list[pulumi.Resource] = [internal]
+        for site, step in steps(stack):
+            hosts = [self._host(host, machines.get(host.name), before) for host in step]
             # What was never made can be nobody's dependency: Pulumi would write a state that it cannot read again.
             if site not in left_out:
-                previous_site = list(hosts) or previous_site
-        names = Zones(
-            f"{stack.name}-hosts", stack, records["hosts"], previous_site, internal, self._child(previous_site)
-        )
+                before = list(hosts)
+        names = Zones(f"{stack.name}-hosts", stack, records["hosts"], before, internal, self._child(before))
         Zones(f"{stack.name}-service", stack, records["service"], (), names, self._child([names]))
         self.register_outputs({})
 
@@ -62,10 +73,10 @@ class Platform(pulumi.ComponentResource):
         hypervisor.upload({stack.release_of(host) for host in hosts})
         return machines
 
-    def _host(self, host: Host, machine: Machine | None, previous_site: list[pulumi.Resource]) -> HostConfiguration:
+    def _host(self, host: Host, machine: Machine | None, before: list[pulumi.Resource]) -> HostConfiguration:
         """A host as it has to be: its machine, if that is the stack's to make, and all that is on it."""
         stack = self._stack
-        generation = machine.make([] if os.environ.get(FIRST) else previous_site) if machine else None
+        generation = machine.make([] if os.environ.get(FIRST) else before) if machine else None
         return HostConfiguration(
             host.name,
             address=str(host.management_address),
@@ -76,5 +87,5 @@ class Platform(pulumi.ComponentResource):
                 for name, content in secrets(stack, host).items()
             },
             generation=generation or (host.existing.generation if host.existing else ""),
-            opts=self._child(previous_site),
+            opts=self._child(before),
         )

@@ -188,6 +188,55 @@ def raw(request: dict[str, Any]) -> dict[str, Any]:
     return {"replies": replies}
 
 
+def deliver(request: dict[str, Any]) -> dict[str, Any]:
+    """Many mails as they are, each in a session of its own, with all replies to each: for senders of strange mail.
+
+    Texts hold bytes (as Latin-1). A mail is its ``mail`` and ``rcpt`` commands without their ends, and its ``data``.
+    """
+    greeting = ["EHLO mx.far.example"]
+    if "user" in request:
+        plain = f"\0{request['user']}\0{request['password']}".encode()
+        greeting.append("AUTH PLAIN " + base64.b64encode(plain).decode())
+    told = []
+    for wanted in request["mails"]:
+        source = (request["source"], 0)
+        connection = socket.create_connection((request["server"], request["port"]), 60, source_address=source)
+        if request.get("tls") == "implicit":
+            connection = _context(request).wrap_socket(connection, server_hostname=request["server"])
+        with connection, connection.makefile("rb") as stream:
+
+            def said(text: str, connection: socket.socket = connection, stream: Any = stream) -> str:
+                connection.sendall(text.encode("latin-1"))
+                lines = [stream.readline().decode(errors="replace")]
+                while lines[-1][3:4] == "-":
+                    lines.append(stream.readline().decode(errors="replace"))
+                return "".join(lines).strip()
+
+            said("")
+            replies = [said(f"{line}\r\n") for line in (*greeting, wanted["mail"], *wanted["rcpt"], "DATA")]
+            if replies[-1].startswith("354"):
+                replies.append(said(wanted["data"] + ".\r\n"))
+            told.append(replies[len(greeting) :])
+            said("QUIT\r\n")
+    return {"replies": told}
+
+
+def everything(request: dict[str, Any]) -> dict[str, Any]:
+    """Every mail of every folder that has a header, as it is (as Latin-1): folder and text."""
+    found = []
+    with imaplib.IMAP4_SSL(request["server"], 993, ssl_context=_context(request), timeout=60) as imap:
+        imap.login(request["user"], request["password"])
+        folders = [line.decode().rpartition(' "/" ')[2] for line in imap.list()[1] if isinstance(line, bytes)]
+        for folder in folders:
+            if imap.select(folder, readonly=True)[0] != "OK":
+                continue
+            numbers = imap.search(None, "HEADER", request["header"], f'"{request["value"]}"')[1][0].split()
+            if numbers:
+                parts = imap.fetch(b",".join(numbers).decode(), "(BODY.PEEK[])")[1]
+                found += [[folder, part[1].decode("latin-1")] for part in parts if isinstance(part, tuple)]
+    return {"mails": found}
+
+
 def sieve(request: dict[str, Any]) -> dict[str, Any]:
     """Puts and activates a Sieve script over ManageSieve (RFC 5804), with STARTTLS and a password."""
     said: list[str] = []
@@ -276,6 +325,8 @@ ACTIONS = {
     "submit": submit,
     "talk": talk,
     "raw": raw,
+    "deliver": deliver,
+    "everything": everything,
     "sieve": sieve,
     "web": web,
 }

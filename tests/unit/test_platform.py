@@ -126,14 +126,16 @@ def test_machines_are_made_on_their_sites_hypervisor_and_their_data_is_apart(
     assert all(volumes[f"{host}-data"].inputs["name"] == f"{host}-data" for host in stack.hosts)
 
 
-def test_no_machine_is_touched_before_the_site_before_serves_again(
+def test_no_machine_is_touched_before_the_step_before_serves_again(
     recorder: Recorder, keyed_config: dict[str, Any]
 ) -> None:
+    from components.platform import steps
+
     stack = parse("lab", "Pulumi.lab.yaml", copy.deepcopy(keyed_config))
     build(stack)
     when = {args.name: index for index, args in enumerate(recorder.made) if args.custom}
-    sites = [[host.name for host in stack.hosts_at(site)] for site in reversed(stack.sites)]
-    for before, after in itertools.pairwise(sites):
+    taken = [[host.name for host in hosts] for _, hosts in steps(stack)]
+    for before, after in itertools.pairwise(taken):
         assert max(when[f"{host}-files"] for host in before) < min(when[f"{host}-system"] for host in after)
 
 
@@ -194,7 +196,18 @@ def test_no_site_waits_for_one_that_is_left_out(
     stack = existing(keyed_config)
     build(stack)
     ash = {host.name for host in stack.hosts_at("ash")}
-    assert all(waited_for[host.name] == ash for site in ("oak", "elm") for host in stack.hosts_at(site))
+    assert all(waited_for[name] == {"maildrop-oak"} for name in ash)
+    others = [host.name for site in ("oak", "elm") for host in stack.hosts_at(site) if not host.has("maildrop")]
+    assert all(waited_for[name] == ash for name in others)
+
+
+def test_whoever_delivers_is_told_before_whoever_accepts_and_the_preferred_site_last(stack: Stack) -> None:
+    from components.platform import steps
+
+    taken = [(site, {host.name for host in hosts}) for site, hosts in steps(stack)]
+    assert [site for site, _ in taken] == ["elm", "oak", "ash", "elm", "oak"]
+    assert [hosts for _, hosts in taken[:2]] == [{"maildrop-elm"}, {"maildrop-oak"}]
+    assert set().union(*(hosts for _, hosts in taken)) == set(stack.hosts)
 
 
 def test_a_machine_that_was_switched_off_is_pushed_to_again(recorder: Recorder, keyed_config: dict[str, Any]) -> None:
