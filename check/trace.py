@@ -184,7 +184,7 @@ def ends(story: Story, within: Sequence[str]) -> list[str]:
                 to = tried["orig"] or tried["to"]
                 waits.pop(to, None)
                 match tried["status"]:
-                    case "deferred":
+                    case "deferred" | "SOFTBOUNCE":
                         waits[to] = f"waits in the queue of {host} for {to}: {tried['words']}"
                     case "sent" if tried["relay"] == "none":
                         said[f"thrown away for {to}, as the stack says"] = None

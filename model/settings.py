@@ -277,10 +277,10 @@ class Filter(Frozen):
 class Limits(Frozen):
     """Sizes in bytes, rates per minute and client, but for what one account sends in a day."""
 
-    message_size: int = Field(default=52428800, ge=1)
-    """The largest mail."""
-    header_size: int = Field(default=4096000, ge=1)
-    """The largest header of a mail."""
+    message_size: int = Field(default=52428800, ge=1048576, le=1073741824)
+    """The largest mail that a user submits. Mail from outside may be 1 MiB larger."""
+    header_size: int = Field(default=4096000, ge=1024, le=1073741824)
+    """The largest header field of a mail. One of more than 60,000 bytes is refused anyway: Postfix would cut it."""
     connections: int = Field(default=4, ge=1)
     """Connections of one client to submission at the same time."""
     connection_rate: int = Field(default=10, ge=1)

@@ -46,6 +46,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 host,
                 "maildrop",
                 public=False,
+                size=postfix.inside(stack),
                 senders=senders,
                 frontends=frontends,
                 webmails=stack.local_addresses(Role.WEBMAIL),

@@ -20,6 +20,12 @@ QUIET = 'said=$( { postconf -n; postconf -M; } 2>&1 >/dev/null ); test -z "$said
 """
 SOCKETS = Directory("/var/spool/postfix/private", mode="0700", owner="postfix")
 """Where Dovecot listens for Postfix. On Debian 13 it comes with the first start, and Dovecot may start before."""
+ADDED = 1048576
+"""More than hosts on a mail's way add to it. Each step inwards takes so much more: what was taken fits."""
+HOPS = 100
+"""As many hosts a mail may have passed, inside: twice what the doors allow."""
+LONGEST_HEADER = 60000
+"""As many bytes of a header field Postfix keeps where milters look at mail, whatever header_size_limit says."""
 CHECKS = (Check(("sh", "-c", QUIET)),)
 
 
@@ -30,10 +36,11 @@ def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     return (Unit("postfix.service", once=True), Unit("postfix@-.service", reload_on=LOOKS))
 
 
-def files(stack: Stack, host: Host, tree: str, *, public: bool, **values: Any) -> tuple[File, ...]:
+def files(stack: Stack, host: Host, tree: str, *, public: bool, size: int, **values: Any) -> tuple[File, ...]:
     """The files of one kind of Postfix host, with the aliases of the host itself.
 
-    ``public`` says whether its ports are for the world in the first place, or for hosts of the stack.
+    ``public`` says whether its ports are for the world in the first place, or for hosts of the stack; ``size`` how
+    large a mail may be.
     """
     shown = identity.shown(stack, host)
     own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
@@ -50,6 +57,10 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, **values: Any) -
         milter="" if host.has(Role.MAILDROP) else opendkim.MILTER,
         shown=shown,
         chain=shown.certificate if public else identity.CERTIFICATE,
+        size=size,
+        inside=inside(stack),
+        hops=HOPS,
+        longest_header=min(stack.limits.header_size, LONGEST_HEADER),
         **values,
     )
     sni = table(dict.fromkeys(shown.internal, f"{identity.KEY}, {identity.CERTIFICATE}"))
@@ -59,6 +70,11 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, **values: Any) -
         File(f"{FOLDER}own-senders", table(senders)),
         *((File(f"{FOLDER}sni", sni),) if sni else ()),
     )
+
+
+def inside(stack: Stack) -> int:
+    """How large a mail may be between hosts of the stack."""
+    return stack.limits.message_size + 2 * ADDED
 
 
 def mailbox(stack: Stack, account: str) -> str:

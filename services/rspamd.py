@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import opendkim
+from services import opendkim, postfix
 from services.private import private
 from services.render import render_tree
 from services.senders import authors
@@ -42,6 +42,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 stack=stack,
                 host=host,
                 port=SCANNER,
+                largest=postfix.inside(stack),
                 keypair=KEYPAIR,
                 seal=SEAL,
             ),

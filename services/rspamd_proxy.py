@@ -5,6 +5,7 @@ from __future__ import annotations
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Host, Stack
+from services import postfix
 from services.render import render_tree
 from services.rspamd import SCANNER
 from services.service import Check, File, Service, Unit
@@ -27,6 +28,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 host=host,
                 scanners=scanners,
                 near=NEAR,
+                largest=postfix.inside(stack),
                 suffixes=SUFFIXES,
                 key=stack.keys.public.rspamd,
             ),

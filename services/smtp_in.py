@@ -40,6 +40,9 @@ def configure(stack: Stack, host: Host) -> Service:
                 host,
                 "smtp-in",
                 public=True,
+                # Users' mail comes this way too, and has grown since they sent it.
+                size=stack.limits.message_size + postfix.ADDED,
+                expansion=expansion(stack),
                 name=name,
                 tls_policy=tls_policy.TABLE,
                 dnsbl=[restriction(rule) for rule in stack.filter.dnsbl],
@@ -85,6 +88,11 @@ def virtual(stack: Stack) -> Iterator[tuple[str, str]]:
             address = f"@{domain}" if local == CATCH_ALL else f"{local}@{domain}"
             kept = [target for target in targets if not target.discards] or list(targets)
             yield address, ", ".join(_delivered(stack, local, target) for target in kept)
+
+
+def expansion(stack: Stack) -> int:
+    """No address leads to more others than there are in the whole table (at least Postfix's own default)."""
+    return max(1000, sum(targets.count("@") for _, targets in virtual(stack)))
 
 
 def _delivered(stack: Stack, local: str, target: Target) -> str:

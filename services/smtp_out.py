@@ -38,6 +38,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 host,
                 "smtp-out",
                 public=False,
+                size=stack.limits.message_size,
                 name=name,
                 tls_policy=tls_policy.TABLE,
                 submission=SUBMISSION,

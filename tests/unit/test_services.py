@@ -279,6 +279,91 @@ def test_who_takes_a_mail_tells_of_a_mailbox_that_is_nearly_full_and_who_copies_
     assert files["/usr/local/lib/posthorn/quota-warning"]["mode"] == "0755"
 
 
+def postfix(bundles: Mapping[str, Any], host: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """What main.cf of a host says, and each service of master.cf beside it."""
+
+    def main(text: str) -> dict[str, str]:
+        return dict(re.findall(r"^(\w+) = ?(.*)", text, re.MULTILINE))
+
+    services = {}
+    for entry in re.split(r"\n(?=[^\s#])", file(bundles, host, "/etc/postfix/master.cf")):
+        name, kind = entry.split()[:2]
+        said = re.findall(r"-o (?:{ )?(\w+) ?= ?(.*?)(?: })?$", entry, re.MULTILINE)
+        services[f"{name}/{kind}"] = dict(said)
+    return main(file(bundles, host, "/etc/postfix/main.cf")), services
+
+
+def test_what_a_host_of_the_stack_refuses_is_tried_again_and_no_line_of_it_is_cut(bundles: dict[str, Any]) -> None:
+    for host, transports in {"smtp-in-oak": ("maildrop", "forward"), "maildrop-oak": ("lmtp", "smtp-out")}.items():
+        main, services = postfix(bundles, host)
+        for name in transports:
+            said = services[f"{name}/unix"]
+            assert said["soft_bounce"] == "yes"
+            assert said.get("smtp_line_length_limit", said.get("lmtp_line_length_limit")) == "0"
+        assert main["smtp_mx_session_limit"] == "0"
+    # What strangers refuse is final.
+    for host in ("smtp-in-oak", "smtp-out-oak"):
+        main, services = postfix(bundles, host)
+        assert "soft_bounce" not in main
+        assert not [name for name in ("out", "smtp", "relay") if "soft_bounce" in services.get(f"{name}/unix", {})]
+
+
+def test_each_host_on_the_way_takes_larger_mails_than_the_one_before(
+    stack: Stack, bundles: dict[str, Any], config: dict[str, Any]
+) -> None:
+    outside, (inside, services) = postfix(bundles, "smtp-in-oak")[0], postfix(bundles, "smtp-out-oak")
+    submitted, taken = int(inside["message_size_limit"]), int(outside["message_size_limit"])
+    later = {int(services[f"{port}/inet"]["message_size_limit"]) for port in (10588, 10589)}
+    later |= {int(services["mailboxes-cleanup/unix"]["message_size_limit"])}
+    services = postfix(bundles, "smtp-in-oak")[1]
+    later |= {int(services[name]["message_size_limit"]) for name in ("127.0.0.1:10024/inet", "forward-cleanup/unix")}
+    later |= {int(postfix(bundles, "maildrop-elm")[0]["message_size_limit"])}
+    assert submitted == stack.limits.message_size
+    assert taken >= submitted + 2**20 and all(size >= taken + 2**20 for size in later)
+    for host, path in (("frontend-oak", "local.d/options.inc"), ("smtp-in-oak", "rspamd.conf")):
+        (scanned,) = re.findall(r"max_message = (\d+);", file(bundles, host, f"/etc/rspamd/{path}"))
+        assert int(scanned) >= taken + 2**20
+
+
+def test_no_host_offers_what_mailboxes_cannot_take(bundles: dict[str, Any]) -> None:
+    for host in ("smtp-in-oak", "smtp-out-oak", "maildrop-oak"):
+        assert postfix(bundles, host)[0]["smtputf8_enable"] == "no"
+
+
+def test_only_the_headers_of_a_mail_itself_are_changed(bundles: dict[str, Any]) -> None:
+    for host in ("smtp-in-oak", "smtp-out-oak", "maildrop-oak"):
+        for name, said in postfix(bundles, host)[1].items():
+            if checks := said.get("header_checks"):
+                for kind in ("nested_header_checks", "mime_header_checks"):
+                    # The one that changes nothing is for attachments too.
+                    assert said[kind] in ("", "pcre:/etc/postfix/long"), (host, name, checks)
+
+
+def test_a_header_field_that_would_be_cut_is_refused(bundles: dict[str, Any]) -> None:
+    for host in ("smtp-in-oak", "smtp-out-oak"):
+        assert "\n/^.{60000}/  REJECT 5.3.4 " in file(bundles, host, "/etc/postfix/long")
+    assert "header_checks = pcre:/etc/postfix/long\n" in file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
+    assert "MaximumHeaders 0\n" in file(bundles, "smtp-out-oak", "/etc/opendkim.conf")
+
+
+def test_an_alias_may_lead_to_all_addresses_that_there_are(config: dict[str, Any]) -> None:
+    aliases = config["domains"]["hill.example"]["aliases"]
+    for part in range(3):
+        aliases[f"part{part}"] = [f"p{part}.{n}@much.example" for n in range(700)]
+    aliases["all"] = [f"part{part}@hill.example" for part in range(3)]
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    main = postfix({"x": bundle(stack, stack.all_hosts["smtp-in-oak"])}, "x")[0]
+    for limit in ("virtual_alias_expansion_limit", "virtual_alias_recursion_limit"):
+        assert int(main[limit]) > 2100
+
+
+def test_a_reader_who_is_named_twice_gets_one_mail(bundles: dict[str, Any]) -> None:
+    assert postfix(bundles, "maildrop-oak")[0]["enable_original_recipient"] == "no"
+    # The mailbox host has to see all readers at once; who was written to is known at smtp-in.
+    main = postfix(bundles, "smtp-in-oak")[0]
+    assert int(main["maildrop_destination_recipient_limit"]) == 1000 and "enable_original_recipient" not in main
+
+
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
     rules = [
         line.rpartition("  ")

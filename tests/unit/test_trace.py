@@ -254,6 +254,14 @@ def test_the_mail_of_a_host_without_postfix_is_followed_to_smtp_out(stack: Stack
     assert "handed over for bob@far.example to mx.far.example" in trace.ends(story, trace.inside(stack))[0]
 
 
+def test_a_mail_that_a_host_of_the_stack_refuses_waits(stack: Stack) -> None:
+    refuses = TAKES.replace("sent (250 2.0.0 Ok: queued as 2457BB461B2)", "SOFTBOUNCE (550 5.1.1 User unknown)")
+    journal = queued("smtp-in-oak", "CD0E1B48222", 1, refuses, gone=False)
+    assert end(stack, journal, "bob@far.example") == [
+        "waits in the queue of smtp-in-oak for bob@far.example: 550 5.1.1 User unknown"
+    ]
+
+
 def test_what_strangers_write_into_a_journal_does_not_speak_to_the_terminal(stack: Stack) -> None:
     journal = [(host, at, who, text.replace("helo=<", "helo=<\x1b[2J")) for host, at, who, text in refused(1)]
     (story,) = told(stack, journal, "nobody@hill.example")
