@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shutil
@@ -290,6 +291,72 @@ def test_two_states_in_a_mailbox_become_one_and_a_forged_one_is_none(lab: Lab, w
     left = states(lab)
     assert len(left) == 2 and forged in left and older not in left
     lab.run("maildrop-oak", "doveadm", "expunge", "-u", "ann", "mailbox", "Webmail", "header", "X-Posthorn-Seal", "00")
+
+
+STRANGERS = r"""<?php
+require '/var/lib/roundcube/plugins/posthorn/state.php';
+class Rc {
+    public $storage;
+    function get_storage() { return $this->storage; }
+    function get_user_name() { return 'ann'; }
+    public $config;
+}
+class Config { function get($name) { return 'a key'; } }
+class Found { public $uids; function get() { return $this->uids; } }
+class Storage {
+    public $mails = [], $read = 0;
+    function check_connection() { return true; }
+    function folder_exists($name) { return true; }
+    function get_folder() { return 'INBOX'; }
+    function set_folder($name) {}
+    function search_once($folder, $criteria) {
+        preg_match('/HEADER X-Posthorn-Seal (\S+)$/', $criteria, $wanted);
+        $found = new Found();
+        $found->uids = array_keys(array_filter($this->mails, fn ($mail) => strpos($mail, $wanted[1]) !== false));
+        return $found;
+    }
+    function get_raw_body($uid) { $this->read++; return $this->mails[$uid]; }
+}
+$rc = new Rc();
+[$rc->storage, $rc->config] = [new Storage(), new Config()];
+$state = (new ReflectionClass('posthorn_state'))->newInstanceWithoutConstructor();
+$property = new ReflectionProperty($state, 'rc');
+$property->setAccessible(true);
+$property->setValue($state, $rc);
+function call($name, ...$arguments) {
+    $method = new ReflectionMethod('posthorn_state', $name);
+    $method->setAccessible(true);
+    return $method->invokeArgs($GLOBALS['state'], $arguments);
+}
+$ahead = (int) (microtime(true) * 1000) + 3600000;
+$records = ['contacts:1' => ['time' => $ahead, 'data' => ['email' => 'old@far.example']]];
+$rc->storage->mails = [
+    1 => "Subject: Hello\r\n\r\n" . str_repeat('x', 1000),
+    2 => "X-Posthorn-Seal: " . str_repeat('0', 64) . ' ' . str_repeat('1', 64) . "\r\n\r\nx",
+    3 => call('sealed', $records),
+];
+$found = call('in_mailbox');
+$edited = call('since', $records, ['contacts:1' => ['email' => 'new@far.example']]);
+$deleted = call('since', $records, []);
+echo json_encode([
+    'found' => array_keys($found),
+    'alike' => $found[3] == $records,
+    'read' => $rc->storage->read,
+    'edited' => call('later', $records, $edited)['contacts:1']['data']['email'],
+    'deleted' => call('later', $records, $deleted)['contacts:1']['data'],
+]);
+"""
+
+
+def test_mails_of_strangers_are_not_read_and_a_clock_that_is_ahead_throws_no_change_away(lab: Lab) -> None:
+    said = lab.run(PRIMARY, "php", text=STRANGERS)
+    assert json.loads(said.stdout) == {
+        "found": [3],
+        "alike": True,
+        "read": 1,
+        "edited": "new@far.example",
+        "deleted": None,
+    }, said.stdout + said.stderr
 
 
 def test_a_session_survives_a_restart_and_contacts_survive_the_database(lab: Lab, window: Browser) -> None:

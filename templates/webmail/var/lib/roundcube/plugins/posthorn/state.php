@@ -111,19 +111,24 @@ class posthorn_state
         return $one;
     }
 
-    /** The base, with what was changed here since. Where there is none, what is here counts less than anything else. */
+    /**
+     * The base, with what was changed here since. Where there is none, what is here counts less than anything else.
+     *
+     * A change is later than what it changes, even where that was written by a host whose clock is ahead.
+     */
     private function since($base, $rows)
     {
         $now = $base === null ? 0 : self::now();
         $records = $base ?? [];
+        $after = fn ($record) => max($now, ($record['time'] ?? -1) + 1);
         foreach ($rows as $key => $data) {
             if (!isset($records[$key]) || !self::same($records[$key]['data'], $data)) {
-                $records[$key] = ['time' => $now, 'data' => $data];
+                $records[$key] = ['time' => $after($records[$key] ?? null), 'data' => $data];
             }
         }
         foreach ($records as $key => $record) {
             if ($record['data'] !== null && !isset($rows[$key])) {
-                $records[$key] = ['time' => $now, 'data' => null];
+                $records[$key] = ['time' => $after($record), 'data' => null];
             }
         }
         return $records;
@@ -293,7 +298,9 @@ class posthorn_state
         $before = $storage->get_folder();
         $storage->set_folder(self::FOLDER);
         $found = [];
-        foreach ($storage->search_once(self::FOLDER, 'UNDELETED SMALLER ' . self::LARGEST)->get() as $uid) {
+        // Mails of others, which may be many and large, are not read.
+        $ours = 'UNDELETED SMALLER ' . self::LARGEST . ' HEADER X-Posthorn-Seal ' . $this->seal('');
+        foreach ($storage->search_once(self::FOLDER, $ours)->get() as $uid) {
             $raw = $storage->get_raw_body($uid);
             if (!$raw) {
                 throw new RuntimeException("message $uid cannot be read");
@@ -323,7 +330,11 @@ class posthorn_state
         }
     }
 
-    /** Shows that a state was written by a host of this stack, for this user: anybody may send a mail that looks like one. */
+    /**
+     * Shows that a state was written by a host of this stack, for this user: anybody may send a mail that looks like one.
+     *
+     * That of no text is the same for all states of a user, who alone can read it: by it they are found.
+     */
     private function seal($text)
     {
         $key = hash_hmac('sha256', 'state of a user', $this->rc->config->get('des_key'));
@@ -340,7 +351,7 @@ class posthorn_state
             'MIME-Version: 1.0',
             'Content-Type: application/json; charset=utf-8',
             'Content-Transfer-Encoding: base64',
-            'X-Posthorn-Seal: ' . $this->seal($text),
+            'X-Posthorn-Seal: ' . $this->seal('') . ' ' . $this->seal($text),
             '',
             chunk_split(base64_encode($text)),
         ];
@@ -351,7 +362,8 @@ class posthorn_state
     {
         [$head, $body] = explode("\r\n\r\n", str_replace(["\r\n", "\n"], ["\n", "\r\n"], $raw), 2) + ['', ''];
         $text = base64_decode($body);
-        if (!preg_match('/^X-Posthorn-Seal: ([0-9a-f]{64})\r?$/mi', $head, $match) || !hash_equals($this->seal($text), $match[1])) {
+        if (!preg_match('/^X-Posthorn-Seal: [0-9a-f]{64}\s+([0-9a-f]{64})\r?$/mi', $head, $match)
+            || !hash_equals($this->seal($text), $match[1])) {
             return null;
         }
         return json_decode($text, true);
