@@ -56,14 +56,17 @@ def fetch(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def move(request: dict[str, Any]) -> dict[str, Any]:
-    """Moves a mail from one folder to another (RFC 6851), once it is there, and says how long the move itself took."""
+    """Moves a mail from one folder to another (RFC 6851), once it is there, and says how long the move itself took.
+
+    Where ``command`` is COPY, it is in both afterwards.
+    """
     fetch(request)
     with imaplib.IMAP4_SSL(request["server"], 993, ssl_context=_context(request), timeout=60) as imap:
         imap.login(request["user"], request["password"])
         imap.select(request.get("folder", "INBOX"))
         (numbers,) = imap.uid("SEARCH", "HEADER", "Message-ID", f'"{request["message_id"]}"')[1]
         started = time.monotonic()
-        status, _ = imap.uid("MOVE", numbers.split()[-1].decode(), request["to"])
+        status, _ = imap.uid(request.get("command", "MOVE"), numbers.split()[-1].decode(), request["to"])
         return {"moved": status == "OK", "seconds": time.monotonic() - started}
 
 

@@ -13,6 +13,7 @@ from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
 from services.service import Check, File, SecretFile
 
+CONFIGURATION = "/etc/dovecot/dovecot.conf"
 USERS, LOGINS = "/etc/dovecot/users", "/etc/dovecot/logins"
 """Who has a mailbox, by the account's name; and by what its user may log in."""
 OWN = {"mode": "0640", "group": "dovecot"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from model.network import Role
 from model.stack import Host, Stack
 from services import dovecot, learning, postfix, replication, smtp_out
@@ -16,6 +18,8 @@ SIEVE_MAIL = 10026
 SCRIPTS = "/etc/dovecot/sieve"
 QUOTA_WARNING = "/usr/local/lib/posthorn/quota-warning"
 PURGE = "posthorn-purge.timer"
+GRACE_MB = 10
+"""By what the last mail may be larger than the room that is left: the default of Dovecot 2.4."""
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -60,6 +64,8 @@ def configure(stack: Stack, host: Host) -> Service:
                 sieve_mail=SIEVE_MAIL,
                 scripts=SCRIPTS,
                 quota_warning=QUOTA_WARNING,
+                grace=f"{GRACE_MB}M",
+                trash=f"{GRACE_MB + 2 * math.ceil(stack.limits.message_size / 2**20)}M",
                 modes={QUOTA_WARNING: "0755"},
                 addresses={account: stack.primary_address(account) for account in stack.accounts},
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
@@ -80,8 +86,10 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             Unit(PURGE, restart_on=(f"/etc/systemd/system/{PURGE}",)),
         ),
+        # By the configuration that is to be: without -c it is that of the Dovecot which runs.
         compiles=tuple(
-            Compile(("sievec", f"{SCRIPTS}/{part}"), of=f"{SCRIPTS}/{part}/") for part in ("before.d", "after.d")
+            Compile(("sievec", "-c", dovecot.CONFIGURATION, f"{SCRIPTS}/{part}"), of=f"{SCRIPTS}/{part}/")
+            for part in ("before.d", "after.d")
         ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
         health=(

@@ -35,9 +35,12 @@ def filtered(lab: Lab, user: str, script: str) -> Iterator[None]:
 
 def test_mail_that_a_filter_sends_on_passes_spf_and_keeps_its_signature_and_seal(lab: Lab) -> None:
     token = secrets.token_hex(8)
-    with filtered(lab, "ben", 'redirect "bob@far.example";'):
+    # As many as a filter may do at all (docs/accounts.md).
+    others = "".join(f'redirect "bob+{number}@far.example";' for number in range(1, 32))
+    with filtered(lab, "ben", f'redirect "bob@far.example"; {others}'):
         message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject=token)
-        mail = abroad(lab, token)
+        mail = abroad(lab, token, "Delivered-To: bob@far.example")
+        eventually(lambda: sum(token in mail for mail in foreign.mails(lab.state)) == 32)
     header = mail.partition("\n\n")[0]
     assert message_id in header
     assert "Return-Path: <ben@hill.example>" in header
@@ -87,8 +90,16 @@ def test_an_answer_of_a_filter_is_signed_and_answers_no_answer(lab: Lab) -> None
         assert in_mailbox(lab, "ben", robot)
         again = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Still there?")
         assert in_mailbox(lab, "ben", again)
+        # Nor does a list. But whoever writes to another address that leads to him gets one.
+        post = f"<{secrets.token_hex(8)}@far.example>"
+        text = text.replace("Auto-Submitted: auto-replied", "List-Id: <list.far.example>").replace(robot, post)
+        lab.run("foreign", "sendmail", "-f", "bob+list@far.example", "ben@hill.example", text=text)
+        assert in_mailbox(lab, "ben", post)
+        for number, to in enumerate(("sales@hill.example", "ben+shop@moor.example", "whoever@dale.example")):
+            foreign.send(lab.state, sender=f"bob+{number}@far.example", to=to, subject="There?")
+            assert "From: <ben@hill.example>" in abroad(lab, words, f"Delivered-To: bob+{number}@")
     answers = [mail for mail in foreign.mails(lab.state) if words in mail]
-    assert len(answers) == 1, answers
+    assert len(answers) == 4, answers
 
 
 def test_root_s_mail_and_bounces_of_a_mailbox_host_leave_signed(lab: Lab) -> None:
@@ -101,20 +112,27 @@ def test_root_s_mail_and_bounces_of_a_mailbox_host_leave_signed(lab: Lab) -> Non
         assert "net.hill.example" not in header, header
 
 
-def test_mail_to_a_subaddress_goes_to_its_folder_where_the_user_has_one(lab: Lab) -> None:
-    for folder in ("dale", "Sent"):
+def test_mail_to_a_subaddress_goes_to_its_folder_where_the_user_has_one_and_it_is_not_the_system_s(lab: Lab) -> None:
+    own, system = ("dale", "info", "lists/old"), ("Webmail", "Archive/2026", "Sent/2026", "Trash/old")
+    for folder in (*own, *system):
         lab.run(MAILDROPS[0], "doveadm", "mailbox", "create", "-u", "ann", folder)
+    addresses = {
+        # ann@dale.example is ann+dale, and info@hill.example is ann+info.
+        "ann@dale.example": "dale",
+        "info@hill.example": "info",
+        "info+x@hill.example": "info",
+        "ann+info+Sent@hill.example": "info",
+        "ann+lists/old@hill.example": "lists/old",
+        **{f"ann+{detail}@hill.example": "INBOX" for detail in ("nowhere", "sent", "a+b", *system)},
+    }
     try:
-        # ann@dale.example is ann+dale.
-        message_id = foreign.send(lab.state, sender="bob@far.example", to="ann@dale.example", subject="To dale")
-        assert in_mailbox(lab, "ann", message_id, folder="dale")
-        for detail in ("nowhere", "sent"):
-            message_id = foreign.send(
-                lab.state, sender="bob@far.example", to=f"ann+{detail}@hill.example", subject="To none"
-            )
-            assert in_mailbox(lab, "ann", message_id)
+        sent = {to: foreign.send(lab.state, sender="bob@far.example", to=to, subject=to) for to in addresses}
+        for to, folder in addresses.items():
+            search = ("mailbox", folder, "header", "Message-ID", sent[to])
+            eventually(lambda search=search: lab.run(MAILDROPS[0], "doveadm", "search", "-u", "ann", *search).stdout)  # type: ignore[misc]
     finally:
-        lab.run(MAILDROPS[0], "doveadm", "mailbox", "delete", "-u", "ann", "dale")
+        for folder in (*own, *system[1:]):
+            lab.run(MAILDROPS[0], "doveadm", "mailbox", "delete", "-u", "ann", folder)
 
 
 def test_a_filter_may_edit_headers_and_run_nothing(lab: Lab) -> None:
@@ -203,12 +221,13 @@ def warnings(lab: Lab, host: str) -> list[str]:
 
 
 def test_a_user_is_told_once_that_the_mailbox_is_nearly_full(lab: Lab) -> None:
-    def comes(kilobytes: int) -> None:
+    def comes(kilobytes: int) -> str:
         text = ("z" * 70 + "\n") * (kilobytes * 14)
         sent = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Growth", text=text)
         assert in_mailbox(lab, "ben", sent)
         for host in MAILDROPS:
             eventually(lambda host=host: on(lab, host, "ben", sent))  # type: ignore[misc]
+        return sent
 
     comes(500)
     whole, before = storage(lab, MAILDROPS[0], "ben")[0] * 10 // 7, warnings(lab, MAILDROPS[0])
@@ -217,3 +236,13 @@ def test_a_user_is_told_once_that_the_mailbox_is_nearly_full(lab: Lab) -> None:
             comes(kilobytes)
             for host in MAILDROPS:
                 eventually(lambda host=host, told=told: warnings(lab, host) == before + told)  # type: ignore[misc]
+    full = storage(lab, MAILDROPS[0], "ben")[0]
+    with room(lab, "ben", full * 10 // 7):
+        # The one that fills it altogether is told of too …
+        last = comes(full * 4 // 7)
+        for host in MAILDROPS:
+            eventually(lambda host=host: warnings(lab, host) == [*before, "80", "95", "95"])  # type: ignore[misc]
+        # … and can be deleted by a program that copies what it deletes.
+        client = {"server": "imap.hill.example", "user": "ben", "message_id": last, "command": "COPY"}
+        assert not lab.client("move", **client, to="Sent")["moved"]
+        assert lab.client("move", **client, to="Trash")["moved"]

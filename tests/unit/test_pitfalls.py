@@ -155,6 +155,46 @@ def test_doveadm_listens_on_loopback_and_trash_teaches_no_ham(files: dict[str, d
     assert 'if environment :is "imap.mailbox" "Trash"' in ham
 
 
+def test_a_full_mailbox_takes_one_more_of_the_largest_mails_in_trash(
+    stack: Stack, files: dict[str, dict[str, str]]
+) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    (more,) = re.findall(
+        r"quota_rule2 = Trash:storage=\+(\d+)M|mailbox Trash \{[^}]*quota_storage_extra = (\d+)M", text
+    )
+    (grace,) = re.findall(r"quota(?:_storage)?_grace = (\d+)M", text)
+    assert (int("".join(more)) - int(grace)) * 2**20 >= stack.limits.message_size
+
+
+def test_whoever_is_away_answers_all_who_write_to_them_and_may_send_on_to_many(
+    files: dict[str, dict[str, str]],
+) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    assert re.search(r"^ *sieve_vacation_(dont_check_recipient = yes|check_recipient = no)$", text, re.MULTILINE)
+    assert re.search(r"^ *sieve_max_redirects = 32$", text, re.MULTILINE)
+    assert "at most 32 addresses" in (ROOT / "docs" / "accounts.md").read_text()
+
+
+def test_dsync_escapes_folders_by_a_sign_of_its_own_which_users_do_not_see(files: dict[str, dict[str, str]]) -> None:
+    text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
+    signs = re.findall(r"(?:BROKENCHAR=|mailbox_list_visible_escape_char = )(\S+)", text)
+    (inside,) = re.findall(r"^protocol doveadm \{\n(.*)\n\}", text, re.MULTILINE)
+    # A sign that stands for itself in a name of IMAP (RFC 3501 section 5.1.3), and is not the separator.
+    assert signs == ["^"] and inside.endswith("^")
+
+
+def test_strangers_file_into_no_folder_of_the_system(files: dict[str, dict[str, str]]) -> None:
+    host = files["maildrop-oak"]
+    text, script = host["/etc/dovecot/dovecot.conf"], host["/etc/dovecot/sieve/after.d/subaddress.sieve"]
+    uses = set(re.findall(r"mailbox (\w+) \{\s+special_use", text))
+    (state,) = re.findall(
+        r"const FOLDER = '(\w+)'", files["frontend-oak"]["/var/lib/roundcube/plugins/posthorn/state.php"]
+    )
+    assert len(uses) == 5
+    for folder in (*uses, state):
+        assert f'"{folder}", "{folder}/*"' in script
+
+
 def test_the_page_of_the_case_study_names_files_that_are_there() -> None:
     page = (ROOT / "docs" / "case-study.md").read_text()
     named = set(re.findall(r"`((?:templates|services|stacks|tests)/[\w./-]+)`", page))
