@@ -140,6 +140,7 @@ Selector far
 KeyFile /etc/opendkim/far.key
 Canonicalization relaxed/relaxed
 OversignHeaders From
+MaximumHeaders 0
 AuthservID {HOST}
 AlwaysAddARHeader yes
 Nameservers {RESOLVER}

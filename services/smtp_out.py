@@ -15,6 +15,8 @@ SUBMISSIONS_PROXY = 10465
 """For front ends too: TLS from the first byte (RFC 8314 section 3.3), which the world finds on 465."""
 MAILBOXES, REDIRECTED = 10588, 10589
 """Ports for the mailbox hosts alone: what they say themselves, and what users' filters send on."""
+FOLD = 10590
+"""On loopback: where mails go whose lines are broken before they are signed."""
 PORTS = (SUBMISSION, SUBMISSION_PROXY, SUBMISSIONS_PROXY, SUBMISSION_WEBMAIL)
 
 
@@ -46,6 +48,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 submissions_proxy=SUBMISSIONS_PROXY,
                 mailboxes=MAILBOXES,
                 redirected=REDIRECTED,
+                fold=FOLD,
                 maildrops=stack.local_addresses(Role.MAILDROP),
                 submission_webmail=SUBMISSION_WEBMAIL,
                 logins=dovecot.LOGINS,

@@ -14,7 +14,23 @@ import pytest
 
 from lab import containers
 from tests.lab.conftest import Lab
-from tests.lab.steps import INSIDE, MX, PLACES, abroad, eventually, greeting, id_of, log, mail, on, session, talk
+from tests.lab.steps import (
+    INSIDE,
+    MX,
+    PLACES,
+    abroad,
+    eventually,
+    greeting,
+    id_of,
+    in_mailbox,
+    log,
+    mail,
+    on,
+    session,
+    stopped,
+    submission,
+    talk,
+)
 
 HAND_OVER = """
 import json, smtplib, sys
@@ -253,6 +269,86 @@ def test_every_address_leads_to_its_readers_at_every_site(lab: Lab, site: str) -
                 assert not on(lab, "maildrop-oak", user, ids[address]), address
     # One of them has a reader abroad too.
     assert abroad(lab, ids["team@hill.example"], "SRS0=")
+
+
+def deliver(lab: Lab, *mails: dict[str, Any], server: str = MX["oak"]) -> list[list[str]]:
+    """Mails as they are, from a client whose mail passes the scanners, with the replies to each."""
+    replies: list[list[str]] = lab.client("deliver", server=server, port=25, source=PARTNER, mails=mails)["replies"]
+    return replies
+
+
+def letter(text: str, *recipients: str, parameters: str = "") -> dict[str, Any]:
+    mail_from = f"MAIL FROM:<bob@far.example>{parameters}"
+    return {"mail": mail_from, "rcpt": [f"RCPT TO:<{to}>" for to in recipients], "data": text.removesuffix(".\r\n")}
+
+
+def test_letters_of_all_alphabets_arrive_as_they_are_and_what_no_mailbox_takes_is_not_offered(lab: Lab) -> None:
+    text = mail().replace("A word", "Gr\xc3\xbc\xc3\x9fe aus K\xc3\xb6ln")
+    plain, marked = deliver(
+        lab, letter(text, "ann@hill.example"), letter(text, "ann@hill.example", parameters=" SMTPUTF8")
+    )
+    assert plain[-1].startswith("250") and marked[0].startswith("555 5.5.4"), (plain, marked)
+    assert "Subject: Gr\u00fc\u00dfe aus K\u00f6ln" in in_mailbox(lab, "ann", id_of(text))
+    for door in ({}, {"port": 465, "tls": "implicit"}):
+        assert "8BITMIME" in talk(lab, **door)["ehlo"][1] and "SMTPUTF8" not in talk(lab, **door)["ehlo"][1]
+    said = submission(lab)["ehlo"][1]
+    assert "8BITMIME" in said and "SMTPUTF8" not in said
+
+
+def test_a_mail_to_many_arrives_whole_or_is_refused(lab: Lab) -> None:
+    texts = []
+    for many in (1500, 3000):
+        to = ",\r\n ".join(f'"Person {n}" <p{n}@much.example>' for n in range(many))
+        texts.append(mail().replace("To: <ann@hill.example>", f"To: {to}"))
+    whole, cut = deliver(lab, *(letter(text, "ann@hill.example") for text in texts))
+    assert whole[-1].startswith("250") and cut[-1].startswith("550 5.3.4"), (whole, cut)
+    assert in_mailbox(lab, "ann", id_of(texts[0])).count("@much.example>") == 1500
+
+
+def test_a_reader_who_is_named_by_several_addresses_gets_one_mail(lab: Lab) -> None:
+    text = mail()
+    named = ("ann@hill.example", "sales@hill.example", "ann@moor.example", "Sales@moor.example")
+    (said,) = deliver(lab, letter(text, *named))
+    assert said[-1].startswith("250"), said
+    for user in ("ann", "ben"):
+        answer = lab.client("fetch", server="imap.hill.example", user=user, message_id=id_of(text))
+        assert answer["copies"] == 1, (user, answer)
+
+
+CROWD = """
+cd /etc/postfix
+cp -p virtual virtual.before
+echo "crowd@hill.example ben@maildrop.net.hill.example$(printf ', p%s@discard.invalid' $(seq 1200))" >> virtual
+postconf -e virtual_alias_expansion_limit=1300
+postfix reload
+"""
+AS_BEFORE = """
+cd /etc/postfix
+mv virtual.before virtual
+postconf -e "virtual_alias_expansion_limit=$(postconf -h virtual_alias_recursion_limit)"
+postfix reload
+"""
+
+
+@pytest.mark.on_release(12)
+def test_an_alias_of_more_than_a_thousand_addresses_is_delivered(lab: Lab) -> None:
+    # That the limit follows from the stack is in the unit tests.
+    assert lab.run("smtp-in-elm", "sh", "-ec", CROWD).returncode == 0
+    try:
+        text = mail()
+        (said,) = deliver(lab, letter(text, "crowd@hill.example"), server=MX["elm"])
+        assert said[-1].startswith("250"), said
+        assert in_mailbox(lab, "ben", id_of(text))
+    finally:
+        lab.run("smtp-in-elm", "sh", "-ec", AS_BEFORE)
+
+
+def test_a_mailbox_host_whose_dovecot_is_gone_is_passed_over_at_once(lab: Lab) -> None:
+    with stopped(lab, "dovecot", "maildrop-oak"):
+        text = mail()
+        (said,) = deliver(lab, letter(text, "ann@hill.example"))
+        assert said[-1].startswith("250"), said
+        eventually(lambda: on(lab, "maildrop-elm", "ann", id_of(text)), 20)
 
 
 # What is forwarded

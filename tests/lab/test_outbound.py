@@ -182,6 +182,38 @@ def test_a_large_mail_that_is_allowed_passes_all_filters(lab: Lab) -> None:
     assert abroad(lab, send(lab, "bob@far.example", text=text), "dkim=pass")
 
 
+def test_a_mail_with_overlong_lines_leaves_with_a_signature_that_holds(lab: Lab) -> None:
+    text = mail(sender="ann@hill.example", to="bob@far.example", body=f"{'y' * 60_000}\n{'z' * 3000}")
+    references = " ".join(f"<{n}.{secrets.token_hex(8)}@far.example>" for n in range(50))
+    text = text.replace("Subject:", f"References: {references}\r\nUser-Agent: Kitchen/1\r\nSubject:")
+    arrived = abroad(lab, send(lab, "bob@far.example", text=text))
+    assert "dkim=pass" in arrived and "dkim=fail" not in arrived, arrived
+    assert (arrived.count("y" * 900) >= 60, "z" * 900 in arrived, "Kitchen" in arrived) == (True, True, False)
+    for word in INSIDE:
+        assert word not in arrived, arrived
+
+
+def test_an_attached_mail_arrives_as_it_is(lab: Lab) -> None:
+    fields = "Received: from a by b; now\nX-Mailer: m\nUser-Agent: u\nX-Sender: s\nFrom: <x@y.example>\n"
+    parts = f"--b\nContent-Type: message/rfc822\nX-Mailer: part\n\n{fields}\nSpam.\n\n--b--"
+    text = mail(sender="ann@hill.example", to="bob@far.example", body=parts)
+    head = "MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\nX-Mailer: mine\r\nSubject:"
+    arrived = abroad(lab, send(lab, "bob@far.example", text=text.replace("Subject:", head)))
+    assert parts in arrived and "mine" not in arrived and "dkim=pass" in arrived, arrived
+
+
+def test_a_mail_to_many_is_signed_or_refused_at_once(lab: Lab) -> None:
+    def to(many: int) -> str:
+        everybody = ",\r\n ".join(f"p{n}.{secrets.token_hex(8)}@much.example" for n in range(many))
+        text = mail(sender="ann@hill.example", to="bob@far.example")
+        return text.replace("To: <bob@far.example>", f"To: <bob@far.example>,\r\n {everybody}\r\nCc: {everybody}")
+
+    arrived = abroad(lab, send(lab, "bob@far.example", text=to(1000)))
+    assert arrived.count("@much.example") == 2000 and "dkim=pass" in arrived
+    sent = {"from": "ann@hill.example", "recipients": ["bob@far.example"], "data": to(3000)}
+    assert submission(lab, user="ann", **sent)["end"][0] == 550
+
+
 # What comes back, and what waits
 
 

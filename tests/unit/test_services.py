@@ -336,7 +336,7 @@ def test_only_the_headers_of_a_mail_itself_are_changed(bundles: dict[str, Any]) 
             if checks := said.get("header_checks"):
                 for kind in ("nested_header_checks", "mime_header_checks"):
                     # The one that changes nothing is for attachments too.
-                    assert said[kind] in ("", "pcre:/etc/postfix/long"), (host, name, checks)
+                    assert set(re.findall(r"\w+:\S+/(\w+)", said[kind])) <= {"long", "lines"}, (host, name, checks)
 
 
 def test_a_header_field_that_would_be_cut_is_refused(bundles: dict[str, Any]) -> None:
@@ -344,6 +344,15 @@ def test_a_header_field_that_would_be_cut_is_refused(bundles: dict[str, Any]) ->
         assert "\n/^.{60000}/  REJECT 5.3.4 " in file(bundles, host, "/etc/postfix/long")
     assert "header_checks = pcre:/etc/postfix/long\n" in file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
     assert "MaximumHeaders 0\n" in file(bundles, "smtp-out-oak", "/etc/opendkim.conf")
+
+
+def test_a_submitted_mail_whose_lines_would_be_broken_is_signed_after_that(bundles: dict[str, Any]) -> None:
+    services = postfix(bundles, "smtp-out-oak")[1]
+    for kind in ("header_checks", "nested_header_checks", "mime_header_checks", "body_checks"):
+        assert "pcre:/etc/postfix/lines" in services["submission-cleanup/unix"][kind]
+    # Postfix's default, 998, holds where the lines are broken.
+    assert "smtp_line_length_limit" not in services["fold/unix"]
+    assert services["127.0.0.1:10590/inet"]["smtpd_milters"] == "inet:127.0.0.1:8891"
 
 
 def test_an_alias_may_lead_to_all_addresses_that_there_are(config: dict[str, Any]) -> None:
