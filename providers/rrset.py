@@ -43,9 +43,9 @@ VERSION = "3"
 
 SECONDS = 10.0
 TRIES = 4
-SETTLE_SECONDS = 5.0
-"""How long a server may take to show what it agreed to: one that forwards updates to its primary (RFC 2136 section 6)
-has them a moment later."""
+SETTLE_SECONDS = 15.0
+"""How long a server may take to show what it agreed to. One that forwards updates to its primary (RFC 2136 section 6)
+has them later: BIND waits up to five seconds between two notifications of a zone."""
 KEYS_PATH = "posthorn:keys"
 IDENTITY = ("zone", "name", "type")
 UNLIKE = (dns.rcode.NXRRSET, dns.rcode.YXRRSET, dns.rcode.NXDOMAIN, dns.rcode.YXDOMAIN)
