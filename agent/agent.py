@@ -21,6 +21,7 @@ import ipaddress
 import json
 import os
 import pwd
+import re
 import smtplib
 import socket
 import ssl
@@ -36,7 +37,6 @@ from typing import Any
 HOME = Path("/var/lib/posthorn")
 AUTHORITY = "/etc/posthorn/authority.pem"
 LOCK_SECONDS = 300
-HEALTH_SECONDS = 60
 KEPT_VERSIONS = 2
 AWAY = 1 << 30
 """Added to the number of an owner while files change hands: nobody has such a number."""
@@ -554,7 +554,9 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     """ActiveState, restarts and the like of several units, in one call."""
     if not units:
         return {}
-    asked = run("systemctl", "show", "--property=Id,ActiveState,UnitFileState,NeedDaemonReload,Result", "--", *units)
+    asked = run(
+        "systemctl", "show", "--property=Id,ActiveState,UnitFileState,NeedDaemonReload,Result,MainPID", "--", *units
+    )
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -575,14 +577,20 @@ def last_words(unit: str) -> str:
     return run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
 
 
-def processes(title: str) -> set[tuple[str, str]]:
-    """Processes of this title: number and time of start, since a number is soon somebody else's."""
+def processes_of(units: list[str]) -> set[tuple[str, str]]:
+    """What runs in some units, but for their main processes: number and start, since a number is soon another's."""
+    main = {unit_state.get("MainPID") for unit_state in unit_states(units).values()}
     found = set()
-    for process in Path("/proc").glob("[0-9]*"):
+    for group in Path("/proc").glob("[0-9]*/cgroup"):
         with contextlib.suppress(OSError):
-            if (process / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace") == title:
-                found.add((process.name, (process / "stat").read_text().rpartition(")")[2].split()[19]))
+            if group.parent.name not in main and group.read_text().strip().rpartition("/")[2] in units:
+                found.add(process(group.parent.name))
     return found
+
+
+def process(number: str) -> tuple[str, str]:
+    """A process by its number and its start (proc_pid_stat(5)). Raises `OSError` where it has ended."""
+    return number, Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], str]) -> None:
@@ -608,7 +616,35 @@ def _connect(probe: dict[str, Any]) -> socket.socket:
         family = "TCP6" if ":" in probe["address"] else "TCP4"
         own = "::1" if family == "TCP6" else "127.0.0.1"
         connection.sendall(f"PROXY {family} {own} {probe['address']} 40000 {probe['port']}\r\n".encode())
+    if probe.get("former"):
+        _require_successor(connection, probe["former"])
     return connection
+
+
+def _require_successor(connection: socket.socket, former: set[tuple[str, str]]) -> None:
+    """Refuses a connection that was taken by a process which a reload is to replace.
+
+    A reload returns when the signal was sent. Former processes answer until new ones are there: for tenths of a second,
+    or for ever, where the daemon could not take up its new files.
+    """
+    near, far = connection.getsockname()[1], connection.getpeername()[1]
+    deadline = time.monotonic() + 10
+    while not (takers := _holders(far, near)):
+        if time.monotonic() > deadline:
+            raise Failed("nobody takes the connection")
+        time.sleep(0.02)
+    if takers & former:
+        raise Failed("what answers has not taken up its new files")
+
+
+def _holders(port: int, client: int) -> set[tuple[str, str]]:
+    """The processes that hold the server's end of a connection (ss(8))."""
+    shown = run("ss", "-Htnp", "state", "established", f"( sport = :{port} and dport = :{client} )").stdout
+    found = set()
+    for number in re.findall(r"\bpid=(\d+)", shown):
+        with contextlib.suppress(OSError):
+            found.add(process(number))
+    return found
 
 
 def _tls() -> ssl.SSLContext:
@@ -746,9 +782,10 @@ PROBES: dict[str, Callable[[dict[str, Any]], str | None]] = {
 }
 
 
-def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
+def wait_until_healthy(probes: list[dict[str, Any]], seconds: float, former: set[tuple[str, str]]) -> None:
     """Repeats each transaction until it goes well. Raises `Failed` with what the service said last.
 
+    What a ``former`` process says, one of before a reload, does not count.
     A probe with ``unless`` is left out where that file is: the service serves nobody then, as it should.
     """
     deadline = time.monotonic() + seconds
@@ -760,7 +797,7 @@ def wait_until_healthy(probes: list[dict[str, Any]], seconds: float) -> None:
         pause = 0.05
         while True:
             try:
-                wrong = PROBES[probe["kind"]](probe)
+                wrong = PROBES[probe["kind"]]({**probe, "former": former})
             except Exception as error:  # noqa: BLE001 (whatever it is, it is what the service did)
                 wrong = str(error) or type(error).__name__
             if wrong is None:
@@ -812,6 +849,7 @@ class Change:
         self.restart: list[str] = []
         self.reload: list[str] = []
         self.start: list[str] = []
+        self.former: set[tuple[str, str]] = set()
         known = state.get("units")
         deaf = deaf_services(bundle["health"])
         self.deaf = [name for name, unit in units.items() if unit["service"] in deaf and name.endswith(".service")]
@@ -918,7 +956,7 @@ def apply(bundle: dict[str, Any]) -> None:
         _units(change)
         clock.lap("units")
         probes = [probe for probe in bundle["health"] if probe["service"] in change.services]
-        wait_until_healthy(probes, bundle.get("health_seconds", HEALTH_SECONDS))
+        wait_until_healthy(probes, bundle.get("health_seconds", 60), change.former)
         _steady(change)
         clock.lap("health")
     except Exception as error:
@@ -960,23 +998,8 @@ def _units(change: Change) -> None:
     systemctl("restart", change.restart, of=of)
     # Started, not restarted: a unit may pull another along, which a second word would end while it starts.
     systemctl("start", change.start, of=of)
-    replaced = {name: processes(title) for name in change.reload if (title := _workers(change, name))}
+    change.former = processes_of(change.reload)
     systemctl("reload", change.reload, of=of)
-    for name, former in replaced.items():
-        _wait_for_end(change, name, former)
-
-
-def _workers(change: Change, name: str) -> str:
-    return str(change.bundle["units"][name].get("workers", ""))
-
-
-def _wait_for_end(change: Change, name: str, former: set[tuple[str, str]]) -> None:
-    """Waits until no worker of before a reload serves any more: until then, it is they who would be asked."""
-    deadline = time.monotonic() + change.bundle.get("health_seconds", HEALTH_SECONDS)
-    while former & processes(_workers(change, name)):
-        if time.monotonic() > deadline:
-            raise Failed(f"{_service_of(change)(name)}: {name} does not take up its new files:\n{last_words(name)}")
-        time.sleep(0.02)
 
 
 def _steady(change: Change) -> None:

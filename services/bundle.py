@@ -80,15 +80,7 @@ def bundle(stack: Stack, host: Host) -> dict[str, Any]:
             host,
             "unit",
             (
-                (
-                    u.name,
-                    {
-                        "service": s.name,
-                        "restart_on": list(u.restart_on),
-                        "reload_on": list(u.reload_on),
-                        **({"workers": u.workers} if u.workers else {}),
-                    },
-                )
+                (u.name, {"service": s.name, "restart_on": list(u.restart_on), "reload_on": list(u.reload_on)})
                 for s, u in each("units")
             ),
         ),

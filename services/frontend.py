@@ -71,9 +71,7 @@ def configure(stack: Stack, host: Host) -> Service:
             streams=streams,
             webmail=_webmail(stack, host),
         ),
-        # Former workers answer until new ones are there, and for ever where NGINX refuses the reload. Those that only
-        # end their sessions are called otherwise.
-        units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/"), workers="nginx: worker process"),),
+        units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/")),),
         checks=(Check(("nginx", "-t", "-q")),),
         health=({**web, "port": 443, "tls": True}, {**web, "port": 80, "tls": False}),
         listens=(

@@ -31,7 +31,7 @@ def configure(stack: Stack, host: Host) -> Service:
         name="network",
         packages=packages,
         files=tuple(files),
-        # networkd takes up changed files without taking links down.
+        # networkd takes up changed files without taking links down; it takes addresses away for a moment, though.
         units=(Unit("systemd-networkd.service", reload_on=(f"{FOLDER}/",)),),
         # An address that networkd could not set is told by nobody else. An existing machine may stand behind NAT.
         health=({"kind": "addresses", "addresses": list(map(str, own))},),

@@ -55,14 +55,12 @@ class Unit:
     """A systemd unit that is enabled and runs. Path prefixes say whose change restarts or reloads it.
 
     ``once``: it does its work and ends (Type=oneshot in systemd.service(5)); any other is started again when it dies.
-    ``workers``: what the processes that serve are called, where a reload returns before they are replaced.
     """
 
     name: str
     restart_on: tuple[str, ...] = ()
     reload_on: tuple[str, ...] = ()
     once: bool = False
-    workers: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -666,54 +668,88 @@ def test_an_address_that_the_host_does_not_have_is_named() -> None:
     assert said == "192.0.2.77: Cannot assign requested address"
 
 
-# Workers that a reload is to replace
+# Who answers after a reload
 
-WORKER = {"service": "nginx", "restart_on": [], "workers": "nginx: worker process"}
+DAEMON = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
-def test_a_process_is_known_by_its_whole_title_and_its_start() -> None:
-    with subprocess.Popen(["sleep", "71.25"]) as one, subprocess.Popen(["sleep", "71.255"]) as other:
-        try:
-            eventually_there = time.monotonic() + 5
-            while not (found := agent.processes("sleep\00071.25")) and time.monotonic() < eventually_there:
-                time.sleep(0.01)
-            assert [pid for pid, _ in found] == [str(one.pid)]
-        finally:
-            one.kill()
-            other.kill()
+@pytest.fixture
+def daemon() -> Iterator[tuple[int, int]]:
+    """A process that answers over HTTP, and its port."""
+    with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        yield process.pid, int(process.stdout.readline())
+        process.kill()
 
 
-def reloading(host: Host, monkeypatch: pytest.MonkeyPatch, generations: list[set[tuple[str, str]]]) -> dict[str, Any]:
-    """A bundle that reloads NGINX, whose workers are these at each look."""
-    path = str(host.path("a"))
-    unit = {"nginx.service": WORKER | {"reload_on": [path]}}
+def asked(daemon: tuple[int, int], former: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What the health of a daemon is when ss(8) says that it is this process which answers."""
+    pid, port = daemon
+    probe = {"service": "nginx", "kind": "http", "address": "127.0.0.1", "port": port, "path": "/", "tls": False}
+
+    def holder(*command: str) -> subprocess.CompletedProcess[str]:
+        assert command[0] == "ss" and re.fullmatch(rf"\( sport = :{port} and dport = :\d+ \)", command[-1])
+        held = f'0 0 127.0.0.1:{port} 127.0.0.1:40000 users:(("nginx",pid={pid},fd=3))\n'
+        return subprocess.CompletedProcess(command, 0, held, "")
+
+    monkeypatch.setattr(agent, "run", holder)
+    try:
+        agent.wait_until_healthy([{**probe, "server_name": "here", "status": [200]}], 0, former)
+    except agent.Failed as failure:
+        return str(failure)
+    return None
+
+
+def test_an_answer_of_a_process_of_before_the_reload_is_no_health(
+    daemon: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = asked(daemon, {agent.process(str(daemon[0]))}, monkeypatch)
+    assert said == f"nginx: 127.0.0.1 port {daemon[1]}: what answers has not taken up its new files"
+
+
+def test_an_answer_of_a_new_process_counts_also_when_it_has_the_number_of_a_former_one(
+    daemon: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(daemon, {(str(daemon[0]), "17"), agent.process(str(os.getpid()))}, monkeypatch) is None
+
+
+def test_where_nothing_was_reloaded_nobody_asks_who_answers(
+    daemon: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(*_: str) -> subprocess.CompletedProcess[str]:
+        raise AssertionError
+
+    probe = {"kind": "http", "address": "127.0.0.1", "port": daemon[1], "path": "/", "tls": False, "status": [200]}
+    monkeypatch.setattr(agent, "run", nobody)
+    assert agent.probe_http({**probe, "server_name": "here"}) is None
+
+
+def test_the_processes_of_what_is_reloaded_are_known_before_it_is(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = str(host.path("a")), []
+
+    def known(units: list[str]) -> set[tuple[str, str]]:
+        seen.append((units, list(host.commands)))
+        return {("11", "100")}
+
+    def former(probe: dict[str, Any]) -> None:
+        seen.append(probe["former"])
+
+    unit = {"nginx.service": {"service": "nginx", "restart_on": [], "reload_on": [path]}}
     agent.apply(host.bundle({"a": "old"}, {}) | {"units": unit})
-    monkeypatch.setattr(agent, "processes", lambda _: generations.pop(0) if len(generations) > 1 else generations[0])
     host.commands.clear()
-    return host.bundle({"a": "new"}, {}) | {"units": unit, "health_seconds": 5}
-
-
-def test_health_is_asked_of_new_workers_alone(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = ("11", "100"), ("12", "200")
-    generations = [{old}, {old}, {old, new}, {new}]
-    wanted = reloading(host, monkeypatch, generations)
-    seen = []
-    health = answering(monkeypatch, lambda: seen.append(generations[0]))
-    agent.apply(wanted | {"health": health})
-    assert seen == [{new}] and host.commands == ["reload nginx.service"]
-
-
-def test_a_reload_after_which_the_former_workers_serve_on_has_failed(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = reloading(host, monkeypatch, [{("11", "100")}])
-    said = refusal(wanted | {"health_seconds": 0})
-    assert said.startswith("nginx: nginx.service does not take up its new files:\n")
-    assert host.text("a") == "old"
-
-
-def test_a_number_that_belongs_to_a_new_process_is_not_taken_for_the_old_one(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    agent.apply(reloading(host, monkeypatch, [{("11", "100")}, {("11", "200")}]))
-    assert host.text("a") == "new"
+    monkeypatch.setattr(agent, "processes_of", known)
+    monkeypatch.setitem(agent.PROBES, "test", former)
+    agent.apply(host.bundle({"a": "new"}, {}, health=[{"service": "nginx", "kind": "test"}]) | {"units": unit})
+    assert seen == [(["nginx.service"], []), {("11", "100")}]
+    assert host.commands == ["reload nginx.service"]
