@@ -21,13 +21,11 @@ ERRORS = "127.255."
 """Replies that mean "you may not ask": nobody is listed by them."""
 
 
-def matches(reply: str, pattern: str | None) -> bool:
+def matches(reply: str, pattern: str) -> bool:
     """Whether a reply is one that counts, in the notation of Postfix (reject_rbl_client in postconf(5)).
 
     An octet is a number, or a list in brackets of numbers and ranges: ``127.0.0.[2..11;14]``.
     """
-    if pattern is None:
-        return True
     octets = re.findall(r"\[[^\]]*\]|[0-9]+", pattern)
     parts = reply.split(".")
     return len(octets) == len(parts) == 4 and all(_within(int(p), o) for p, o in zip(parts, octets, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import re
 import time
@@ -15,6 +16,7 @@ from check import lines
 from check.finding import DAY, HOUR
 from check.lines import Piece
 from check.ssh import Seen, look
+from model.base import to_ascii
 from model.stack import Host, Stack
 
 SOURCE = (Path(__file__).parent / "lines.py").read_text()
@@ -55,6 +57,11 @@ class TraceError(Exception):
 def wanted(what: str) -> set[str]:
     """What to look for: an address, a Message-ID (in brackets or not) or a queue ID. Raises `TraceError`."""
     what = what.strip()
+    if not what.isascii() and "@" in what:
+        before, _, domain = what.rpartition("@")
+        with contextlib.suppress(ValueError):
+            # As it travels: in the form of DNS.
+            what = f"{before}@{to_ascii(domain.rstrip('>'))}{'>' * what.endswith('>')}"
     if not re.fullmatch(r"[!-~]{1,512}", what):
         raise TraceError("WHAT: say an address, a Message-ID or a queue ID, as it stands in a header or a journal")
     if "@" in what:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
+import idna
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, IPvAnyAddress, IPvAnyNetwork
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -42,19 +45,63 @@ class StackError(Exception):
 
 _LABEL = re.compile(r"^(?!-)[a-z0-9_-]{1,63}(?<!-)$")
 _ACCOUNT = re.compile(r"^[a-z0-9]([a-z0-9_-]|\.(?!\.))*$")
-_DOT_ATOM = re.compile(r"^[a-z0-9!#$%&'*/=?^_`{|}~+-]+(\.[a-z0-9!#$%&'*/=?^_`{|}~+-]+)*$")
+_ATEXT = frozenset("abcdefghijklmnopqrstuvwxyz0123456789!#$%&'*+-/=?^_`{|}~")
+"""Letters of an Atom (RFC 5322 section 3.2.3), in lower case."""
+_SYNTAX = {
+    "*": "stands for all other addresses of a domain, and only alone",
+    "#": "begins a comment in the tables that programs read",
+    "%": "routes a mail on (user%host) where a program still knows that",
+    "!": "routes a mail on (host!user) where a program still knows that",
+}
+"""Letters of an Atom that an address of the stack itself may not have, and why."""
+ACCOUNT_LETTERS, LOCAL_LETTERS, ADDRESS_LETTERS, DOMAIN_LETTERS = 63, 64, 254, 253
+"""The most letters: of a local part and of a path (RFC 5321 section 4.5.3.1), of a name (RFC 1035 section 2.3.4)."""
+
+
+def to_ascii(value: str) -> str:
+    """A name as DNS has it: letters that are not ASCII by IDNA2008 (RFC 5891), which changes nothing but the case.
+
+    IDNA2003 would make other names of some: strasse of straße, which may belong to somebody else.
+    """
+    name = unicodedata.normalize("NFC", value.lower())
+    if name.isascii():
+        return name
+    try:
+        return idna.encode(name, strict=True).decode()
+    except idna.IDNAError as error:
+        raise ValueError(f"{value!r} is not an international domain name (RFC 5891): {error}") from None
+
+
+def to_unicode(name: str) -> str:
+    """A domain as users type it, in NFC; as it is, where it has no other form."""
+    try:
+        return idna.decode(name)
+    except idna.IDNAError:
+        return name
 
 
 def _dns_name(value: object) -> str:
     """A DNS name in lower case without the trailing dot (RFC 1035 section 2.3.1, RFC 5891 for U-labels)."""
     if not isinstance(value, str):
         raise ValueError("must be a DNS name")
-    name = value.rstrip(".").lower()
-    if not name.isascii():
-        name = name.encode("idna").decode()
-    labels = name.split(".")
-    if len(name) > 253 or not all(_LABEL.match(label) for label in labels):
-        raise ValueError(f"{value!r} is not a DNS name (labels of letters, digits and hyphens, joined by dots)")
+    name = to_ascii(value.removesuffix("."))
+    if not all(map(_LABEL.match, name.split("."))):
+        longest = max(map(len, name.split(".")))
+        why = f": {longest} letters between two dots, and 63 are the most" if longest > 63 else ""
+        form = "labels of letters, digits and hyphens, joined by dots"
+        raise ValueError(f"{value!r} is not a DNS name ({form}){why}")
+    if len(name) > DOMAIN_LETTERS:
+        raise ValueError(f"{value!r} has {len(name)} letters, and {DOMAIN_LETTERS} are the most in a DNS name")
+    return name
+
+
+def _host_name(value: object) -> str:
+    """The name of a host or of a mail domain (RFC 1123 section 2.1, RFC 5321 section 2.3.5): none has a _."""
+    name = _dns_name(value)
+    if "_" in name:
+        raise ValueError(f"{value!r} has a _, which no name of a host or of a mail domain has: nobody would certify it")
+    if name.rpartition(".")[2].isdigit():
+        raise ValueError(f"{value!r} ends in a number, as only addresses do: it must be a name")
     return name
 
 
@@ -73,29 +120,73 @@ def _account(value: object) -> str:
         local, _, domain = value.partition("@")
         advice = f"name the account {local}, and let an alias of that name lead to it in domains.{domain}"
         raise ValueError(f"{value!r} is an address: {advice}")
-    if not isinstance(value, str) or len(value) > 63 or not _ACCOUNT.match(value) or not value[-1].isalnum():
+    if isinstance(value, str) and len(value) > ACCOUNT_LETTERS:
+        raise ValueError(f"{value!r} has {len(value)} letters, and {ACCOUNT_LETTERS} are the most")
+    if not isinstance(value, str) or not _ACCOUNT.match(value) or not value[-1].isalnum():
         raise ValueError(f"{value!r} must be small letters and digits, with single dots, - or _ between them")
     return value
 
 
-def _local_part(value: object) -> str:
+def _any_local_part(value: object) -> str:
     """The part of an address before the @ (RFC 5321 section 4.1.2, Dot-string), in lower case."""
-    if not isinstance(value, str) or len(value) > 64 or not _DOT_ATOM.match(value.lower()):
-        raise ValueError(f"{value!r} is not the local part of an address (letters, digits and !#$%&'*/=?^_`{{|}}~+-.)")
-    return value.lower()
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not the local part of an address: put it in quotes")
+    local, told = value.lower(), f"{value!r} cannot be the local part of an address:"
+    if not local:
+        raise ValueError("is empty: no address begins with the @")
+    if "@" in local:
+        raise ValueError(f"{value!r} is an address: write what stands before the @ alone")
+    if len(local) > LOCAL_LETTERS:
+        raise ValueError(f"{told} it has {len(local)} letters, and {LOCAL_LETTERS} are the most")
+    if not local.isascii():
+        raise ValueError(f"{told} it has letters that are not ASCII, which this service takes in domains alone")
+    if strange := sorted(set(local) - _ATEXT - {"."}):
+        raise ValueError(f"{told} it has {' '.join(map(repr, strange))}")
+    if not all(local.split(".")):
+        raise ValueError(f"{told} a dot stands between two letters, and this one does not")
+    return local
+
+
+def _local_part(value: object) -> str:
+    """A local part to which mail can be brought: Postfix takes none that begins as an option does (allow_min_user)."""
+    local = _any_local_part(value)
+    if local.startswith("-"):
+        raise ValueError(f"{value!r} cannot be the local part of an address: Postfix takes none that begins with -")
+    return local
+
+
+def _own_local_part(value: object) -> str:
+    """A local part of an address of the stack: none that a reader of tables, or of addresses, takes for syntax."""
+    local = _local_part(value)
+    for letter, meaning in _SYNTAX.items():
+        if letter in local:
+            raise ValueError(f"{value!r} cannot be the local part of an address here: {letter} {meaning}")
+    return local
+
+
+def _joined(value: object, local_part: Callable[[object], str]) -> str:
+    if not isinstance(value, str) or value.count("@") != 1:
+        raise ValueError(f"{value!r} is not a mail address (local-part@domain)")
+    local, domain = value.split("@")
+    address = f"{local_part(local)}@{_dns_name(domain)}"
+    if len(address) > ADDRESS_LETTERS:
+        raise ValueError(f"{value!r} has {len(address)} letters, and {ADDRESS_LETTERS} are the most in a mail address")
+    return address
 
 
 def _address(value: object) -> str:
     """A full mail address (RFC 5321 section 4.1.2, without quoted local parts), in lower case."""
-    if not isinstance(value, str) or value.count("@") != 1:
-        raise ValueError(f"{value!r} is not a mail address (local-part@domain)")
-    local, domain = value.split("@")
-    return f"{_local_part(local)}@{_dns_name(domain)}"
+    return _joined(value, _local_part)
+
+
+def _own_address(value: object) -> str:
+    """A full mail address in a domain of the stack."""
+    return _joined(value, _own_local_part)
 
 
 def _sender(value: object) -> str:
-    """A mail address, or a domain: all addresses in it and below it."""
-    return _address(value) if isinstance(value, str) and "@" in value else _dns_name(value)
+    """A mail address, as strange as senders may have it, or a domain: all addresses in it and below it."""
+    return _joined(value, _any_local_part) if isinstance(value, str) and "@" in value else _dns_name(value)
 
 
 def _selector(value: str) -> str:
@@ -143,9 +234,11 @@ def matching(pattern: str, told: str) -> AfterValidator:
 AnyAddress = Annotated[IPvAnyAddress, BeforeValidator(_ip_address)]
 AnyNetwork = Annotated[IPvAnyNetwork, BeforeValidator(_ip_network)]
 DnsName = Annotated[str, BeforeValidator(_dns_name)]
+HostName = Annotated[str, BeforeValidator(_host_name)]
 Label = Annotated[str, AfterValidator(_label)]
 Selector = Annotated[str, AfterValidator(_selector)]
 AccountName = Annotated[str, BeforeValidator(_account)]
 LocalPart = Annotated[str, BeforeValidator(_local_part)]
 MailAddress = Annotated[str, BeforeValidator(_address)]
+OwnAddress = Annotated[str, BeforeValidator(_own_address)]
 Sender = Annotated[str, BeforeValidator(_sender)]

@@ -6,14 +6,16 @@ stand-in takes its place, and of what is found then all is told but what may onl
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cache
+from typing import Any, TypeAlias, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from model.base import Problem
 from model.network import RELEASES
@@ -100,12 +102,13 @@ class Reading:
 
 def read(values: Mapping[str, Any]) -> Reading:
     """A stack from its configuration, with all that is wrong in single values."""
+    doubled = dict(_standing_twice(values, StackFile))
     try:
-        return Reading(Stack.model_validate(values))
+        return Reading(Stack.model_validate(values), tuple(doubled.values()), tuple(doubled))
     except ValidationError as invalid:
         errors = _errors(invalid)
-    problems = tuple(dict.fromkeys(map(_problem, errors)))
-    wrong = tuple(_meant(error) for error in errors)
+    problems = tuple(dict.fromkeys((*doubled.values(), *map(_problem, errors))))
+    wrong = (*doubled, *(_meant(error) for error in errors))
     left = copy.deepcopy(dict(values))
     for _ in range(ROUNDS):
         # The last first: what is left out of a list moves what stands behind it.
@@ -116,6 +119,36 @@ def read(values: Mapping[str, Any]) -> Reading:
         except ValidationError as invalid:
             errors = _errors(invalid)
     return Reading(None, problems, wrong)
+
+
+def _standing_twice(values: Any, kind: Any, at: Location = ()) -> Iterator[tuple[Location, Problem]]:
+    """Keys of maps that are one after they were read, letters, dots and international names alike: the last would win.
+
+    ``kind`` is the type that the values are read as: a model, or what stands behind the colon of a field.
+    """
+    if hasattr(kind, "model_fields"):
+        if isinstance(values, Mapping):
+            for name in kind.model_fields.keys() & values.keys():
+                yield from _standing_twice(values[name], kind.model_fields[name].annotation, (*at, name))
+        return
+    inner = get_args(kind)
+    if get_origin(kind) is not dict:
+        for each in inner:
+            yield from _standing_twice(values, each, at)
+        return
+    seen: dict[str, object] = {}
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        with contextlib.suppress(ValidationError):
+            read = _reader(inner[0]).validate_python(key)
+            if (first := seen.setdefault(read, key)) != key:
+                yield (*at, key), Problem(_path((*at, key)), f"stands twice (as {first} too): both are read as {read}")
+        yield from _standing_twice(value, inner[1], (*at, key))
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[str]:
+    """What reads a key of a map."""
+    return TypeAdapter(kind)
 
 
 def _errors(invalid: ValidationError) -> list[Mapping[str, Any]]:

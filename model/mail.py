@@ -8,7 +8,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from model.base import DnsName, Frozen, LocalPart, MailAddress, _address, _local_part, matching
+from model.base import (
+    Frozen,
+    HostName,
+    LocalPart,
+    OwnAddress,
+    _address,
+    _local_part,
+    _own_local_part,
+    matching,
+)
 from model.keys import PLACEHOLDER
 
 CATCH_ALL = "*"
@@ -50,7 +59,7 @@ def _target(value: object) -> Target:
 
 
 def _alias_key(value: object) -> str:
-    return CATCH_ALL if value == CATCH_ALL else _local_part(value)
+    return CATCH_ALL if value == CATCH_ALL else _own_local_part(value)
 
 
 def _one_or_many(value: object) -> object:
@@ -127,7 +136,7 @@ class Domain(Frozen):
 
     aliases: dict[LocalPartOrCatchAll, Targets] = {}
     """Local part to where its mail goes: an account, an address, ``/dev/null``, or a list."""
-    same_as: DnsName | None = None
+    same_as: HostName | None = None
     """A domain all of whose addresses are valid here too."""
     sends: bool = True
     """False where mail is only taken: nobody may write as this domain, and its records say so to the world."""
@@ -137,14 +146,19 @@ class Domain(Frozen):
     """Further TXT records at its name, as others ask for to prove that the domain is one's own."""
 
 
+# Of nought Dovecot makes no limit at all; and it counts in bytes, of which 63 bits hold so many.
+QUOTA = r"[1-9][0-9]{0,6}[MG]"
+TOLD_QUOTA = "must be a whole number from 1 to 9999999 with M or G: write it as 500M or 5G"
+
+
 class Account(Frozen):
     """A mailbox, and the right to submit mail. The password is kept as a hash in Dovecot's notation."""
 
     password: PasswordHash
     """The hash of it, as ``make password`` prints it."""
-    quota: Annotated[str, matching(r"[0-9]+[MG]", "must be a whole number with M or G: write it as 500M or 5G")] = "1G"
+    quota: Annotated[str, matching(QUOTA, TOLD_QUOTA)] = "1G"
     """What the mailbox may hold, as 500M or 5G. The user is told at 80 and at 95 per cent."""
-    send_as: tuple[MailAddress, ...] = ()
+    send_as: tuple[OwnAddress, ...] = ()
     """Addresses that it may write as, beside those that lead to it."""
 
 
@@ -156,9 +170,9 @@ class MachineUser(Frozen):
 
     password: Password
     """The password itself, as a Pulumi secret: the hosts need it."""
-    mail_from: DnsName
+    mail_from: HostName
     """The domain of the envelope sender."""
-    send_as: tuple[MailAddress, ...] = ()
+    send_as: tuple[OwnAddress, ...] = ()
     """What programs of theirs write as, beside the names of the hosts themselves."""
     hosts: tuple[str, ...] = ()
     """Hosts with the role relay-client that are this user."""

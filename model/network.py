@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label
+from model.base import AnyAddress, AnyNetwork, Frozen, HostName, Label
 
 
 def _number(value: object) -> object:
@@ -115,7 +115,7 @@ class Site(Frozen):
 class Gateway(Frozen):
     """Public addresses by which site-local hosts are seen on the internet; part of the network, not of a site."""
 
-    name: DnsName
+    name: HostName
     """Its name in DNS, which its addresses resolve back to."""
     addresses: tuple[AnyAddress, ...] = Field(min_length=1)
     """What others see mail come from."""

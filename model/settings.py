@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cryptography import x509
 from pydantic import AfterValidator, Field
 
-from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, Label, MailAddress, Selector, Sender, matching
+from model.base import AnyAddress, AnyNetwork, DnsName, Frozen, HostName, Label, MailAddress, Selector, Sender, matching
 from model.mail import AliasTarget
 from model.network import Release
 
@@ -79,9 +79,9 @@ class Names(Frozen):
 class ServiceSettings(Frozen):
     """The mail service itself: its domain, its internal domain, its people."""
 
-    domain: DnsName
+    domain: HostName
     """The domain that the names of the public services are in."""
-    network_domain: DnsName
+    network_domain: HostName
     """The internal domain: hosts are role.site below it."""
     postmaster: AliasTarget
     """The account, or the address elsewhere, that gets mail for postmaster and abuse of every domain."""
@@ -182,7 +182,7 @@ class Dns(Frozen):
     """What SPF says of all other senders: soft fail or fail (RFC 7208 section 5.1)."""
     mta_sts: Literal["none", "testing", "enforce"] = "testing"
     """What senders do whose TLS to our MX is not as the policy says (RFC 8461 section 5)."""
-    caa: tuple[DnsName, ...] = ()
+    caa: tuple[HostName, ...] = ()
     """The only authorities that may issue certificates for the domains, websites included (RFC 8659)."""
     silent: tuple[DnsName, ...] = ()
     """Names that neither send mail nor take any: parked domains, websites."""
@@ -217,8 +217,9 @@ class DnsblRule(Frozen):
     """What is looked up: the client's address, or the domain of the sender, of HELO or of the client's reverse name."""
     zone: DnsName
     """The zone of the list."""
-    replies: Replies | None = None
-    """Replies that mean listed, in Postfix's notation; without it any reply does."""
+    replies: Replies = "127.0.[0..2].[2..254]"
+    """Replies that mean listed, in Postfix's notation. By others a list tells of an error, as by 127.255.255.254 or
+    127.0.0.1: those count only where they are named."""
     warn_only: bool = False
     """Log it, and refuse nobody: for replies that tell of an error."""
 

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from pydantic import Field
 
-from model.base import AccountName, DnsName, Frozen, IPAddress, IPNetwork, Label
+from model.base import AccountName, DnsName, Frozen, HostName, IPAddress, IPNetwork, Label, to_unicode
 from model.keys import Keys
 from model.mail import CATCH_ALL, Account, Domain, MachineUser, Target
 from model.network import Gateway, HostSettings, Release, Role, Site, mac_address
@@ -77,7 +77,7 @@ class StackFile(Frozen):
     """How the sites are seen outside."""
     hosts: dict[Label, HostSettings] = Field(min_length=1)
     """Host by name, which is role-site."""
-    domains: dict[DnsName, Domain] = Field(min_length=1)
+    domains: dict[HostName, Domain] = Field(min_length=1)
     """Domain by name."""
     accounts: dict[AccountName, Account] = {}
     """Account by name, as ``ann`` or ``john.doe``. Users log in by it, or by an address that is theirs alone."""
@@ -238,6 +238,7 @@ class Stack(StackFile):
         """What users may log in by, each to its account: names, and addresses whose mail goes to one account alone.
 
         The account's name in a domain of the stack will do too, as users type it, unless that address is another's.
+        An international domain is known by both its forms: mail programs are told to log in by the address as typed.
         """
         found = {account: account for account in self.accounts}
         for domain in self.domains:
@@ -248,7 +249,7 @@ class Stack(StackFile):
                 owner = owners.pop() if len(owners) == 1 else None
                 # What only the catch-all takes is nobody's own address.
                 if owner is not None and (local in aliases or owner == local):
-                    found[f"{local}@{domain}"] = owner
+                    found |= {f"{local}@{form}": owner for form in (domain, to_unicode(domain))}
         return found
 
     @property

@@ -36,11 +36,13 @@ WORDS: dict[Any, str] = {
     "IPvAnyAddress": "IP address",
     "IPvAnyNetwork": "network",
     "_dns_name": "DNS name",
+    "_host_name": "DNS name",
     "_label": "label",
     "_selector": "label",
     "_local_part": "local part",
     "_alias_key": "local part or `*`",
     "_address": "mail address",
+    "_own_address": "mail address",
     "_sender": "mail address or domain",
     "_number": "",
 }

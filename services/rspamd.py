@@ -9,7 +9,7 @@ from services.private import private
 from services.render import render_tree
 from services.senders import authors
 from services.service import File, Listen, SecretFile, Service, Unit
-from services.table import table
+from services.table import entries, table
 
 SCANNER = 11333
 KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
@@ -48,10 +48,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
-            *(
-                File(f"/etc/rspamd/posthorn-{name}", "".join(f"{entry}\n" for entry in entries))
-                for name, entries in lists(stack).items()
-            ),
+            *(File(f"/etc/rspamd/posthorn-{name}", entries(listed)) for name, listed in lists(stack).items()),
         ),
         secret_files=(
             SecretFile(

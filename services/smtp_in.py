@@ -69,8 +69,7 @@ def configure(stack: Stack, host: Host) -> Service:
 
 def restriction(rule: DnsblRule) -> str:
     """A blocklist as a restriction of Postfix. Only the replies that mean "listed" count (RFC 5782 section 2.3)."""
-    replies = f"={rule.replies}" if rule.replies else ""
-    return f"{'warn_if_reject ' if rule.warn_only else ''}{RESTRICTIONS[rule.what]} {rule.zone}{replies}"
+    return f"{'warn_if_reject ' if rule.warn_only else ''}{RESTRICTIONS[rule.what]} {rule.zone}={rule.replies}"
 
 
 def clients(stack: Stack) -> str:

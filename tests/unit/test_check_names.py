@@ -287,6 +287,10 @@ def test_dmarc_is_there_once_and_has_a_word(answer: Answer, severity: Severity) 
 # Blocklists
 
 
+LISTED = DnsblRule(what="client", zone="dnsbl.example").replies
+"""What counts where nothing is said."""
+
+
 @pytest.mark.parametrize(
     ("reply", "pattern", "counts"),
     [
@@ -295,10 +299,17 @@ def test_dmarc_is_there_once_and_has_a_word(answer: Answer, severity: Severity) 
         ("127.255.255.254", "127.0.0.[2..11]", False),
         ("127.0.1.14", "127.0.[0;1].[2..11;14]", True),
         ("127.0.0.2", "127.0.0.2", True),
-        ("127.0.0.9", None, True),
+        ("127.0.0.9", LISTED, True),
+        ("127.0.1.2", LISTED, True),
+        # You may not ask, by several lists; and what is no reply of a list at all.
+        ("127.255.255.254", LISTED, False),
+        ("127.0.0.1", LISTED, False),
+        ("127.0.0.255", LISTED, False),
+        ("127.0.1.255", LISTED, False),
+        ("192.0.2.2", LISTED, False),
     ],
 )
-def test_replies_count_as_postfix_counts_them(reply: str, pattern: str | None, counts: bool) -> None:
+def test_replies_count_as_postfix_counts_them(reply: str, pattern: str, counts: bool) -> None:
     assert blocklists.matches(reply, pattern) is counts
 
 

@@ -257,13 +257,12 @@ def test_a_broken_file_gets_every_problem_at_once_in_words_of_stack_files(config
         "access.operators: no SSH public key of an operator: nobody could log in",
         "access.ssh_from[0]: 192.0.2.7/24 is not the beginning of a network: write 192.0.2.0/24,"
         " or 192.0.2.7/32 for it alone",
-        "accounts.ann.quota: must be a whole number with M or G: write it as 500M or 5G",
+        "accounts.ann.quota: must be a whole number from 1 to 9999999 with M or G: write it as 500M or 5G",
         "dns.zones.hill.example: there is no server nowhere in dns.servers",
         "domains.dale.example: dale.example MX: a TTL of 1 s is not from 30 s to a week: a mistake could not be mended"
         " for long",
         "domains.hill.example.aliases.a: there is no account carl",
-        "domains.hill.example.aliases.b[0]: 'x y' is not the local part of an address"
-        " (letters, digits and !#$%&'*/=?^_`{|}~+-.)",
+        "domains.hill.example.aliases.b[0]: 'x y' cannot be the local part of an address: it has ' '",
         "domains.moor.example.sends: must be true or false",
         "filters: unknown key, did you mean filter?",
         "hosts.smtp-in-elm.addresses.public[0]: 198.51.100.77 is not in a public prefix of site elm"
@@ -458,7 +457,7 @@ BAD = (
 )
 
 
-@pytest.mark.parametrize("name", [*BAD, "a" * 64])
+@pytest.mark.parametrize("name", BAD)
 def test_a_name_that_would_be_unsafe_in_a_path_or_a_map_is_refused(config: dict[str, Any], name: str) -> None:
     config["accounts"][name] = config["accounts"]["ann"]
     (said,) = problems_of(config)

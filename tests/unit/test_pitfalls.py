@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from model.load import parse
+from model.settings import DnsblRule
 from model.stack import Stack
 from services.bundle import bundle
+from services.smtp_in import restriction
 
 ROOT = Path(__file__).parents[2]
 POSTFIX = ("smtp-in-oak", "smtp-out-elm", "maildrop-oak")
@@ -137,6 +139,9 @@ def test_blocklists_refuse_by_masked_replies_alone(files: dict[str, dict[str, st
     restrictions = main_cf(files, "smtp-in-oak")["smtpd_recipient_restrictions"]
     asked = re.findall(r"reject_r(?:bl|hsbl)\w+ \S+", restrictions)
     assert asked and all("=" in rule for rule in asked)
+    # Where the stack says nothing of replies, those by which lists tell of an error are no listing.
+    silent = DnsblRule(what="client", zone="zen.example")
+    assert restriction(silent) == "reject_rbl_client zen.example=127.0.[0..2].[2..254]"
 
 
 def test_every_mx_knows_every_recipient_and_no_user_writes_as_another(files: dict[str, dict[str, str]]) -> None:
