@@ -61,6 +61,13 @@ def renewal(stack: Stack, certificate: x509.Certificate) -> str:
     return "see why the host does not renew it: journalctl -u 'posthorn-*' on it"
 
 
+def certificate_advice(stack: Stack, *hosts: Host) -> str:
+    """What to do where no public certificate comes: most often a domain is new, and its name server was not told."""
+    advice = f"give the name server what make update-keys STACK={stack.name} prints, if it has not got that"
+    again = "systemctl start posthorn-certificate asks again at once"
+    return f"{advice}; {again}, journalctl -u posthorn-certificate on {', '.join(host.name for host in hosts)} says why"
+
+
 def judge_days(place: Place, stack: Stack, certificate: x509.Certificate, now: dt.datetime, what: str) -> Findings:
     """How long a certificate still lasts."""
     left = days_left(certificate, now)

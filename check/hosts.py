@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography import x509
 
-from check.certificates import judge_days, of_pem
+from check.certificates import certificate_advice, judge_days, of_pem
 from check.finding import DAY, HOUR, Finding, Findings, Place, age, size
 from check.ssh import Seen
 from model.network import Role
@@ -22,7 +22,7 @@ QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 QUEUE_MANY = 200
 LESSONS_LATE = 1 * HOUR
 CLOCK_SECONDS, CLOCK_SOON = 5.0, 1.0
-RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 72
+RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 6
 """It is tried every twenty minutes: an authority that is down for a day is no trouble yet."""
 LEARNT = 200
 """min_learns of rspamd's statistics, as it comes."""
@@ -214,19 +214,23 @@ def _packages(stack: Stack, host: Host, place: Place, report: Report) -> Finding
 
 def _renewal(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     renewal, now = report["renewal"], report["time"]
-    advice = "journalctl -u posthorn-certificate on it says why; it tries again every twenty minutes"
     since = now - dt.datetime.fromisoformat(renewal["tried"]).timestamp()
     if since > RENEWAL_LATE:
         yield place.wrong(
-            f"nobody has looked after its public certificate for {age(since)}",
+            f"nobody has looked after its public certificates for {age(since)}",
             "see systemctl status posthorn-certificate.timer",
         )
-    if not renewal["failures"]:
-        yield place.good("its public certificate is looked after")
-        return
-    said = f"its public certificate was not renewed, {renewal['failures']} times: {renewal['error']}"
-    late = renewal["failures"] > RENEWAL_FAILURES or not renewal["ends"]
-    yield place.wrong(said, advice) if late else place.better(said, advice)
+    # Until the program of now has run, the status is that of one certificate.
+    known = renewal.get("certificates", {"": renewal})
+    failed = {of: status for of, status in known.items() if status.get("failures")}
+    for of, status in failed.items():
+        times = "once" if status["failures"] == 1 else f"{status['failures']} times"
+        named = f"certificate for the names of {of}" if of else "certificate"
+        said = f"its public {named} was not renewed, {times}: {status['error']}"
+        late = status["failures"] > RENEWAL_FAILURES or not status["ends"]
+        yield (place.wrong if late else place.better)(said, certificate_advice(stack, host))
+    if good := len(known) - len(failed):
+        yield place.good(f"looks after its public certificates ({good})")
 
 
 JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {

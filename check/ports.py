@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 from cryptography.x509 import Certificate
 
-from check.certificates import by_authority, judge_days, matches_tlsa, of_der, public_key, stack_keys
+from check.certificates import (
+    by_authority,
+    certificate_advice,
+    judge_days,
+    matches_tlsa,
+    of_der,
+    public_key,
+    stack_keys,
+)
 from check.finding import Finding, Findings, Place
 from check.wire import Talk, Target
 from model.base import IPAddress
@@ -342,8 +350,7 @@ def _certificate(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: 
     if talk["verified"]:
         yield place.good(f"its certificate is for {name}, by an authority that counts")
     elif target["believes"] == ["world"] and "issuer" in talk["unverified"] and by_authority(certificate, stack):
-        who = ", ".join(host.name for host in endpoint.whose)
-        advice = f"another is asked for within the hour: journalctl -u posthorn-certificate on {who}"
+        advice = f"another is asked for within the hour; if not, {certificate_advice(stack, *endpoint.whose)}"
         yield place.better(f"still shows the stack's own certificate for {name}: strangers do not believe it", advice)
     else:
         who = "see which certificate the host serves, and make up"

@@ -186,6 +186,18 @@ class Stack(StackFile):
             return ()
         return tuple(n for n in self.public_names_of(host) if self.dns.zones.get(self.zone_of(n) or "") is not None)
 
+    def acme_certificates(self, host: Host) -> Mapping[str, tuple[str, ...]]:
+        """The public certificates of a host, each with its names: that of its services (""), and one for each domain.
+
+        A domain that nobody can validate (it expired, it left) so fails alone, and no order has many names.
+        """
+        domains = {f"{label}.{domain}": domain for domain in self.domains for label in WEB_LABELS}
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.acme_names(host):
+            of = domains.get(name, "")
+            found[of] = (*found.get(of, ()), name)
+        return found
+
     def zone_of(self, name: str) -> str | None:
         """The most specific zone of the stack that holds a name."""
         holding = [zone for zone in self.dns.zones if name == zone or name.endswith(f".{zone}")]

@@ -21,13 +21,21 @@ SETTINGS = f"{identity.FOLDER}certificate.json"
 TIMER = "posthorn-certificate.timer"
 USER = "posthorn-acme"
 
-FIRST = f"""cd {identity.FOLDER}
+
+def first(stack: Stack, host: Host) -> str:
+    """Until one was issued for the key of now, the certificate by the stack's own authority stands in its place."""
+    kept = " ".join(f"{of or '-'}:{identity.public(of)}" for of in stack.acme_certificates(host))
+    return f"""cd {identity.FOLDER}
 key() {{ openssl x509 -in "$1" -noout -pubkey 2>/dev/null; }}
-for file in {identity.PUBLIC} {STATE}/issued.pem {STATE}/next-issued.pem {identity.CERTIFICATE}; do
-    test "$(key "$file")" = "$(key {identity.CERTIFICATE})" && break
-done
-test "$file" = {identity.PUBLIC} || cat "$file" > {identity.PUBLIC}"""
-"""Until one was issued for the key of now, the certificate by the stack's own authority stands in its place."""
+own=$(key {identity.CERTIFICATE})
+for one in {kept}; do
+    public=${{one#*:}}
+    case $one in -:*) issued={STATE}/ ;; *) issued={STATE}/${{one%%:*}}. ;; esac
+    for file in "$public" "${{issued}}issued.pem" "${{issued}}next-issued.pem" {identity.CERTIFICATE}; do
+        test "$(key "$file")" = "$own" && break
+    done
+    test "$file" = "$public" || cat "$file" > "$public"
+done"""
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -38,7 +46,7 @@ def configure(stack: Stack, host: Host) -> Service:
     zones = {zone: stack.dns.servers[stack.dns.zones[zone] or ""] for name in names if (zone := stack.zone_of(name))}
     settings = {
         "host": host.name,
-        "names": list(names),
+        "certificates": {of: list(those) for of, those in stack.acme_certificates(host).items()},
         "directory": stack.acme.directory,
         "contact": stack.acme.contact or stack.postmaster_address,
         "roots": identity.roots(stack),
@@ -55,7 +63,7 @@ def configure(stack: Stack, host: Host) -> Service:
             File(SETTINGS, json.dumps(settings, indent=1) + "\n"),
         ),
         secret_files=(SecretFile(f"{identity.FOLDER}tsig", "tsig", f"hmac-sha256:{host.fqdn}:{key}\n"),),
-        compiles=(Compile(("sh", "-c", FIRST), of=identity.FOLDER),),
+        compiles=(Compile(("sh", "-c", first(stack, host)), of=identity.FOLDER),),
         units=(Unit(TIMER, restart_on=(identity.FOLDER, "/etc/systemd/system/posthorn-certificate", PROGRAM)),),
     )
 

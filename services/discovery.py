@@ -7,7 +7,7 @@ name with its domain logs in as the account of that name.
 from __future__ import annotations
 
 from model.stack import WEB_LABELS, Host, Stack
-from services import mta_sts
+from services import identity, mta_sts
 from services.render import render_tree
 from services.service import Service
 
@@ -30,7 +30,9 @@ def configure(stack: Stack, host: Host) -> Service:
             stack=stack,
             root=ROOT,
             documents=DOCUMENTS,
-            names={label: [f"{label}.{domain}" for domain in stack.domains] for label in WEB_LABELS},
+            domains={domain: [f"{label}.{domain}" for label in WEB_LABELS] for domain in stack.domains},
+            certified=stack.acme_certificates(host),
+            public=identity.public,
             imap=stack.public_name("imap"),
             submission=stack.public_name("smtp_out"),
             policy=mta_sts.policy(stack),

@@ -17,6 +17,7 @@ AUTHORITY = "/etc/posthorn/authority.pem"
 FOLDER = "/etc/posthorn/tls/"
 CERTIFICATE = f"{FOLDER}host.pem"
 PUBLIC = f"{FOLDER}public.pem"
+"""What the world believes of the services; of the names below a domain, see `public`."""
 KEY = f"{FOLDER}host.key"
 NEXT_KEY = f"{FOLDER}next.key"
 """The key to come, while it is replaced: nothing serves with it, and it is certified by ACME in advance."""
@@ -29,6 +30,11 @@ class Shown:
 
     certificate: str
     internal: tuple[str, ...]
+
+
+def public(of: str = "") -> str:
+    """The file of a public certificate: of the services, or of the names below a domain."""
+    return f"{FOLDER}public-{of}.pem" if of else PUBLIC
 
 
 def shown(stack: Stack, host: Host) -> Shown:

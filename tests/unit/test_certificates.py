@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
+import importlib.util
 import json
 import re
+import subprocess
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,8 @@ from ops.keys import complete
 from ops.name_server import asking_hosts, told
 from services import certificate, identity
 from services.bundle import bundle, secrets
+
+ROOT = Path(__file__).parents[2]
 
 
 def files(stack: Stack, host: str) -> dict[str, str]:
@@ -37,7 +44,7 @@ def alone(keyed_config: dict[str, Any]) -> Stack:
 
 def test_a_host_asks_for_the_names_by_which_the_world_reaches_it_and_for_no_other(keyed_stack: Stack) -> None:
     asked = {
-        name: json.loads(files(keyed_stack, name)[certificate.SETTINGS])["names"]
+        name: json.loads(files(keyed_stack, name)[certificate.SETTINGS])["certificates"][""]
         for name in ("smtp-in-oak", "smtp-out-oak", "maildrop-oak")
     }
     assert asked["smtp-in-oak"] == ["smtp-in.hill.example"]
@@ -154,3 +161,180 @@ def test_without_secrets_placeholders_are_told(stack: Stack) -> None:
 
 def test_the_private_halves_are_read_as_they_were_written(keyed_config: dict[str, Any]) -> None:
     assert Keys.parse_private(keyed_config["keys"]["private"]).tsig
+
+
+# A certificate for each domain
+
+
+def test_a_front_end_asks_for_one_certificate_of_its_services_and_one_of_each_domain(keyed_stack: Stack) -> None:
+    found = files(keyed_stack, "frontend-oak")
+    asked = json.loads(found[certificate.SETTINGS])["certificates"]
+    assert asked[""] == ["nginx0.hill.example", "webmail.hill.example"]
+    for domain in keyed_stack.domains:
+        assert asked[domain] == [f"{label}.{domain}" for label in ("autoconfig", "autodiscover", "mta-sts")]
+        shown = rf"server_name autoconfig\.{domain} \S+ mta-sts\.{domain};\s+ssl_certificate {identity.public(domain)};"
+        assert re.search(shown, found["/etc/nginx/discovery.conf"])
+
+
+def test_however_many_domains_there_are_no_order_has_many_names_and_nginx_has_room(
+    keyed_config: dict[str, Any],
+) -> None:
+    config = copy.deepcopy(keyed_config)
+    for number in range(150):
+        domain = f"{'very-' * 9}long-name-{number}.example"
+        config["domains"][domain], config["dns"]["zones"][domain] = {}, config["dns"]["zones"]["hill.example"]
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    found = files(stack, "frontend-oak")
+    assert max(map(len, json.loads(found[certificate.SETTINGS])["certificates"].values())) == 3
+    size = re.search(r"server_names_hash_max_size (\d+);", found["/etc/nginx/nginx.conf"])
+    assert size and int(size[1]) >= 4 * 3 * len(stack.domains)
+    assert "server_names_hash_bucket_size 512;" in found["/etc/nginx/nginx.conf"]
+
+
+def test_a_domain_without_a_public_certificate_shows_what_all_else_shows(keyed_config: dict[str, Any]) -> None:
+    config = copy.deepcopy(keyed_config)
+    config["dns"]["zones"]["moor.example"] = None
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    assert identity.public("moor.example") not in "".join(files(stack, "frontend-oak").values())
+
+
+# The program that asks
+
+
+class Asker:
+    """The program of a host, with an authority that refuses some, and a clock that can be set."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        loader = SourceFileLoader("certificate", str(ROOT / f"templates/certificate{certificate.PROGRAM}"))
+        spec = importlib.util.spec_from_loader("certificate", loader)
+        assert spec
+        self.program: Any = importlib.util.module_from_spec(spec)
+        loader.exec_module(self.program)
+        self.refused: set[str] = set()
+        self.orders: list[str] = []
+        self.reloads = 0
+        self.names = {of: [f"www.{of or 'hill.example'}"] for of in ("", "dale.example", "moor.example")}
+        self.zones = {"hill.example": {"server": "192.0.2.1"}}
+        self.time = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+        self.breaks = False
+        for name, path in (("TLS", "tls"), ("STATE", "state")):
+            (folder / path).mkdir()
+            monkeypatch.setattr(self.program, name, folder / path)
+        monkeypatch.setattr(self.program, "STATUS", folder / "state/status.json")
+        monkeypatch.setattr(self.program, "UNREAD", folder / "unread")
+        for name in ("settings", "ask", "issued", "run", "now", "fitting"):
+            monkeypatch.setattr(self.program, name, getattr(self, name))
+        monkeypatch.setattr(self.program, "key_of", lambda files: "key")
+        monkeypatch.setattr(self.program, "Certificate", self.Issued)
+        monkeypatch.setattr(self.program.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 0))
+        self.monkeypatch = monkeypatch
+        for of in self.names:
+            self.program.files_of(of)[0].request.write_text("request")
+
+    class Issued:
+        """What was issued."""
+
+        def __init__(self, path: Path) -> None:
+            text = json.loads(path.read_text())
+            self.names, self.key = set(text["names"]), "key"
+            self.begins, self.ends = (dt.datetime.fromisoformat(text[word]) for word in ("begins", "ends"))
+
+    def settings(self) -> dict[str, Any]:
+        wanted = {"host": "h", "directory": "https://ca.example", "certificates": self.names, "zones": self.zones}
+        return wanted | {"reload": ["nginx.service"]}
+
+    def now(self) -> dt.datetime:
+        return self.time
+
+    def issued(self, files: Any) -> Any:
+        return self.Issued(files.issued) if files.issued.exists() else None
+
+    def fitting(self, files: Any) -> str | None:
+        return str(files.issued.read_text()) if files.issued.exists() else None
+
+    def run(self, *command: str) -> str:
+        assert command == ("systemctl", "reload", "nginx.service")
+        self.reloads += 1
+        if self.breaks:
+            raise KeyboardInterrupt
+        return ""
+
+    def ask(self, wanted: dict[str, Any], of: str, files: Any) -> None:
+        self.orders.append(of)
+        if of in self.refused:
+            raise self.program.Failed(f"lego: no TXT record found at _acme-challenge.www.{of}")
+        ends = self.time + dt.timedelta(days=90)
+        text = {"names": self.names[of], "begins": self.time.isoformat(), "ends": ends.isoformat()}
+        files.issued.write_text(json.dumps(text))
+
+    def passes(self, by: str = "timer", **time: int) -> list[str]:
+        """One run of the unit after some time; for which certificates it asked."""
+        self.time += dt.timedelta(**time)
+        self.monkeypatch.delenv("TRIGGER_UNIT", raising=False)
+        if by == "timer":
+            self.monkeypatch.setenv("TRIGGER_UNIT", certificate.TIMER)
+        self.orders = []
+        self.program.renew()
+        self.program.install()
+        return self.orders
+
+
+@pytest.fixture
+def asker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asker:
+    return Asker(tmp_path, monkeypatch)
+
+
+def test_a_domain_that_cannot_be_validated_fails_alone_and_is_named(asker: Asker) -> None:
+    asker.refused = {"dale.example"}
+    assert asker.passes() == ["", "dale.example", "moor.example"]
+    assert [asker.program.public(of).exists() for of in asker.names] == [True, False, True]
+    with pytest.raises(asker.program.Failed) as told:
+        asker.program.verdict()
+    assert re.findall(r"for (the .*?) \(", str(told.value)) == ["the names of dale.example"]
+    assert "no TXT record found at _acme-challenge.www.dale.example" in str(told.value)
+
+
+def test_what_was_refused_is_asked_for_later_and_later_and_at_once_by_hand_or_when_something_changed(
+    asker: Asker,
+) -> None:
+    asker.refused = {"dale.example"}
+    asker.passes()
+    assert asker.passes(minutes=10) == []
+    assert asker.passes(minutes=11) == ["dale.example"]
+    assert asker.passes(minutes=21) == []
+    assert asker.passes(by="hand") == ["dale.example"]
+    asker.zones = {"hill.example": {"server": "192.0.2.2"}}
+    assert asker.passes() == ["dale.example"]
+    tried = sum(len(asker.passes(minutes=20)) for _ in range(3 * 24 * 7))
+    assert 7 * 2 <= tried <= 7 * 2 + 5
+    asker.refused = set()
+    assert asker.passes(hours=12) == ["dale.example"]
+    asker.program.verdict()
+    assert asker.passes(minutes=20) == []
+
+
+def test_those_that_never_failed_come_first_and_no_run_makes_more_orders_than_an_authority_bears(asker: Asker) -> None:
+    asker.names |= {f"{number}.example": [f"www.{number}.example"] for number in range(40)}
+    for of in asker.names:
+        asker.program.files_of(of)[0].request.write_text("request")
+    asker.refused = {"0.example"}
+    assert len(asker.passes()) == 25
+    rest = asker.passes(minutes=20)
+    assert rest[-1] == "0.example" and len(rest) == 40 + 3 - 25 + 1
+
+
+def test_what_was_put_in_place_by_a_run_that_was_killed_is_read_by_the_daemons_after_the_next(asker: Asker) -> None:
+    asker.breaks = True
+    with pytest.raises(KeyboardInterrupt):
+        asker.passes()
+    assert asker.program.public("moor.example").exists()
+    asker.breaks, asker.reloads = False, 0
+    assert asker.passes(minutes=20) == [] and asker.reloads == 1
+    assert asker.passes(minutes=20) == [] and asker.reloads == 1
+
+
+def test_a_status_of_the_program_before_is_read(asker: Asker) -> None:
+    asker.passes()
+    old = json.loads(asker.program.STATUS.read_text())["certificates"][""]
+    asker.program.STATUS.write_text(json.dumps(old))
+    assert "" not in asker.passes(minutes=20)

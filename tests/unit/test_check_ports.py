@@ -234,9 +234,10 @@ def host(keyed_stack: Stack) -> Host:
     return keyed_stack.all_hosts["smtp-in-oak"]
 
 
-def renewal(**more: Any) -> dict[str, Any]:
-    """The status of a renewal that went well just before the look."""
-    return {"failures": 0, "error": None, "ends": "2030-01-01T00:00:00+00:00", "tried": NOW.isoformat()} | more
+def renewal(of: str = "", at: str = NOW.isoformat(), **more: Any) -> dict[str, Any]:
+    """The status of renewals that went well just before the look, but for one."""
+    well = {"failures": 0, "error": None, "ends": "2030-01-01T00:00:00+00:00", "tried": at}
+    return {"tried": at, "certificates": {"": well, "hill.example": well} | {of: well | more}}
 
 
 def look(**more: Any) -> Seen:
@@ -295,11 +296,18 @@ def test_a_host_that_is_well_is_good(keyed_stack: Stack, host: Host) -> None:
             "wrong",
             "x on port 25: no",
         ),
-        ({"renewal": renewal(failures=1, error="it is down")}, "advice", "was not renewed, 1 times: it is down"),
-        ({"renewal": renewal(failures=72, error="no")}, "advice", "was not renewed, 72 times: no"),
-        ({"renewal": renewal(failures=73, error="no")}, "wrong", "was not renewed, 73 times: no"),
-        ({"renewal": renewal(failures=1, error="no", ends=None)}, "wrong", "was not renewed, 1 times: no"),
-        ({"renewal": renewal(tried="2020-01-01T00:00:00+00:00")}, "wrong", "nobody has looked after its public"),
+        ({"renewal": renewal(failures=1, error="it is down")}, "advice", "was not renewed, once: it is down"),
+        ({"renewal": renewal(failures=6, error="no")}, "advice", "was not renewed, 6 times: no"),
+        ({"renewal": renewal(failures=7, error="no")}, "wrong", "was not renewed, 7 times: no"),
+        ({"renewal": renewal(failures=1, error="no", ends=None)}, "wrong", "was not renewed, once: no"),
+        (
+            {"renewal": renewal(of="dale.example", failures=7, error="its zone is gone")},
+            "wrong",
+            "its public certificate for the names of dale.example was not renewed, 7 times: its zone is gone",
+        ),
+        ({"renewal": renewal(at="2020-01-01T00:00:00+00:00")}, "wrong", "nobody has looked after its public"),
+        # As a host says it whose program is the one before.
+        ({"renewal": {"failures": 7, "error": "no", "ends": None, "tried": NOW.isoformat()}}, "wrong", "7 times: no"),
         ({"failed": {"disks": "OSError: no"}}, "unknown", "its disks: OSError: no"),
     ],
 )
