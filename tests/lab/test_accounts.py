@@ -12,11 +12,16 @@ from itertools import cycle
 
 import bcrypt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lab import foreign
+from services import dovecot
+from services.table import table
 from tests.lab.conftest import Lab
 from tests.lab.steps import MX, eventually, id_of, in_mailbox, log, mail, on, submission
 from tests.lab.test_check import found
+from tests.unit.test_names import ALIAS, LOCAL_PARTS, taken
 
 NAME, ADDRESS, PASSWORD = "john.d_oe-2", "doe@dale.example", "a lab's secret"
 MAILDROPS = ("maildrop-oak", "maildrop-elm")
@@ -104,3 +109,32 @@ def test_an_account_comes_and_goes_and_its_mailbox_stays_until_it_is_removed_by_
     for host in MAILDROPS:
         assert host in finding["advice"] and lab.run(host, *shlex.split(words)).returncode == 0
     assert told(lab) == []
+
+
+def test_postfix_finds_every_address_that_the_stack_takes(lab: Lab) -> None:
+    look = "cat >/tmp/addresses; sed 's/ .*//' /tmp/addresses | postmap -q - texthash:/tmp/addresses; rm /tmp/addresses"
+
+    @settings(max_examples=4, derandomize=True, deadline=None, database=None)
+    @given(st.sets(LOCAL_PARTS, min_size=20, max_size=60))
+    def each_is_found(locals_: set[str]) -> None:
+        read = {local for value in locals_ if (local := taken(ALIAS, value)) not in (None, "*")}
+        told = lab.run("smtp-in-oak", "sh", "-c", look, text=table({f"{local}@hill.example": "x" for local in read}))
+        assert {line.partition("@hill.example\t")[0] for line in told.stdout.splitlines()} == read
+
+    each_is_found()
+
+
+@pytest.mark.parametrize("host", ["maildrop-oak", "smtp-out-oak"])
+def test_users_log_in_by_addresses_with_other_letters(lab: Lab, host: str) -> None:
+    logins = ["o'neil@hill.example", "r&d@hill.example", "a+b@hill.example", "info@bücher.example"]
+    before = lab.run(host, "cat", dovecot.LOGINS).stdout
+    (password,) = (line.removeprefix("ann:") for line in before.splitlines() if line.startswith("ann:"))
+    lines = "".join(f"{login}:{password}::::::user=ann\n" for login in logins)
+    lab.run(host, "sh", "-c", f"cat >{dovecot.LOGINS}", text=before + lines)
+    try:
+        for login in [*logins, "O'Neil@Hill.Example"]:
+            done = lab.run(host, "doveadm", "auth", "test", login, lab.state.passwords["ann"])
+            assert done.returncode == 0, (login, done.stdout + done.stderr)
+        assert lab.run(host, "doveadm", "auth", "test", "x@bücher.example", "no").returncode != 0
+    finally:
+        lab.run(host, "sh", "-c", f"cat >{dovecot.LOGINS}", text=before)

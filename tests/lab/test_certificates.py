@@ -13,6 +13,7 @@ import pytest
 from lab import internet
 from lab.network import DNS, LAN4
 from lab.state import State
+from model.stack import WEB_LABELS
 from ops.name_server import asking_hosts
 from services import certificate, identity
 from tests.lab.conftest import Lab
@@ -74,6 +75,10 @@ def test_a_stranger_believes_what_every_public_port_shows(lab: Lab, name: str, p
     seen = world(lab, name, port, starttls)
     assert "refused" not in seen, seen
     assert name in seen["names"] and "Pebble" in seen["issuer"]
+    label, _, domain = name.partition(".")
+    if label in WEB_LABELS:
+        # The names below a domain have a certificate of their own.
+        assert set(seen["names"]) == {f"{one}.{domain}" for one in WEB_LABELS}
     # The names of the inside are nobody's business.
     assert not [other for other in seen["names"] if "net.hill.example" in other]
 
@@ -209,8 +214,10 @@ def no_directory(lab: Lab) -> Iterator[None]:
 
 
 def status(lab: Lab, host: str) -> dict[str, Any]:
+    """What became of each certificate of a host last; that of its services is under no name."""
     found: dict[str, Any] = json.loads(lab.run(host, "cat", f"{certificate.STATE}/status.json").stdout)
-    return found
+    certificates: dict[str, Any] = found["certificates"]
+    return certificates
 
 
 def test_an_authority_that_fails_is_seen_while_the_old_certificate_serves(lab: Lab) -> None:
@@ -220,15 +227,51 @@ def test_an_authority_that_fails_is_seen_while_the_old_certificate_serves(lab: L
         assert ask_again(lab, host) != []
         failed = lab.run(host, "systemctl", "--failed", "--plain", "--no-legend").stdout
         assert SERVICE in failed
-        told = status(lab, host)
+        told = status(lab, host)[""]
         assert told["failures"] == 1 and "acme.example:14000" in told["error"]
         said = lab.run(host, "journalctl", "-u", SERVICE, "-n", "20", "-o", "cat").stdout
         assert "no certificate from https://acme.example:14000/dir" in said
         assert serial(lab, host) == before
         assert "refused" not in world(lab, "imap.hill.example", 993, "")
     assert ask_again(lab, host) == []
-    assert status(lab, host)["failures"] == 0 and status(lab, host)["error"] is None
+    told = status(lab, host)[""]
+    assert told["failures"] == 0 and told["error"] is None
     assert SERVICE not in lab.run(host, "systemctl", "--failed", "--plain", "--no-legend").stdout
+
+
+def test_a_domain_that_cannot_be_validated_fails_alone(lab: Lab) -> None:
+    host, settings = "frontend-ash", certificate.SETTINGS
+    before = lab.run(host, "cat", settings).stdout
+    wanted = json.loads(before)
+    # The name server takes no answers for it: it was not told of it.
+    wanted["certificates"]["customer.hill.example"] = ["mta-sts.customer.hill.example"]
+    moor = identity.public("moor.example")
+    old = lab.run(host, "openssl", "x509", "-in", moor, "-noout", "-serial").stdout
+    lab.run(
+        host, "sh", "-c", f"cat >{settings}; rm {certificate.STATE}/moor.example.issued.pem", text=json.dumps(wanted)
+    )
+    try:
+        done = lab.run(host, "systemctl", "start", SERVICE)
+        assert done.returncode != 0
+        told = status(lab, host)
+        failed = {of: told[of]["error"] for of in told if told[of]["error"]}
+        assert [*failed] == ["customer.hill.example"], failed
+        assert "mta-sts.customer.hill.example" in failed["customer.hill.example"], failed
+        # All others are looked after, and what was issued beside it is in place.
+        new = lab.run(host, "openssl", "x509", "-in", moor, "-noout", "-serial").stdout
+        assert new.startswith("serial=") and new != old
+        said = lab.run(host, "journalctl", "-u", SERVICE, "-n", "20", "-o", "cat").stdout
+        assert "no certificate from https://acme.example:14000/dir for the names of customer.hill.example" in said
+        # The timer leaves it alone for a while.
+        tried = told["customer.hill.example"]["tried"]
+        by_timer = "TRIGGER_UNIT=posthorn-certificate.timer"
+        again = ["systemd-run", "-q", "--wait", "-p", f"User={certificate.USER}", "-p", f"Environment={by_timer}"]
+        assert lab.run(host, *again, certificate.PROGRAM, "renew").returncode == 0
+        assert status(lab, host)["customer.hill.example"]["tried"] == tried
+    finally:
+        lab.run(host, "sh", "-c", f"cat >{settings}", text=before)
+        assert lab.run(host, "systemctl", "start", SERVICE).returncode == 0
+    assert not lab.run(host, "sh", "-c", f"ls {certificate.STATE} | grep customer").stdout
 
 
 def test_a_certificate_is_asked_for_again_long_before_it_ends(lab: Lab) -> None:
@@ -238,12 +281,13 @@ import datetime as dt, importlib.machinery, importlib.util, json
 loader = importlib.machinery.SourceFileLoader("certificate", "PROGRAM")
 program = importlib.util.module_from_spec(importlib.util.spec_from_loader("certificate", loader))
 loader.exec_module(program)
-wanted, there = program.settings(), program.issued()
-status = {"directory": wanted["directory"]}
+wanted, current = program.settings(), program.files_of("")[0]
+there, key, status = program.issued(current), program.key_of(current), {"directory": wanted["directory"]}
 def due(days):
     there.begins, there.ends = program.now() - dt.timedelta(days=90 - days), program.now() + dt.timedelta(days=days)
-    return program.due(wanted, there, status)
-print(json.dumps([due(60), due(40), due(29), program.due({**wanted, "names": ["a.example"]}, there, status)]))
+    return program.due(wanted, "", there, status, key)
+others = {**wanted, "certificates": {"": ["a.example"]}}
+print(json.dumps([due(60), due(40), due(29), program.due(others, "", there, status, key)]))
 """.replace("PROGRAM", certificate.PROGRAM)
     done = lab.run("maildrop-elm", "python3", "-B", "-c", script)
     assert done.returncode == 0, done.stderr
