@@ -119,6 +119,26 @@ def test_every_domain_has_the_same_kinds_of_records(keyed_stack: Stack, records:
     assert below("hill.example") == below("dale.example") == below("moor.example")
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "seconds"),
+    [
+        ("smtp-in.hill.example", "A", 60),
+        ("smtp-in.net.hill.example", "A", 60),
+        ("imap.hill.example", "CNAME", 60),
+        # A key could not be replaced in minutes if others remembered it for a day.
+        ("_25._tcp.smtp-in.hill.example", "TLSA", 60),
+        ("nginx0.hill.example", "A", 600),
+        ("smtp-out.hill.example", "CNAME", 3600),
+        ("dale.example", "MX", 86400),
+        ("_dmarc.dale.example", "TXT", 3600),
+        ("smtp-in.oak.net.hill.example", "A", 300),
+        ("2.100.51.198.in-addr.arpa", "PTR", 300),
+    ],
+)
+def test_a_record_is_remembered_as_long_as_is_good_for_it(records: Found, name: str, kind: str, seconds: int) -> None:
+    assert records[name, kind].ttl == seconds
+
+
 def test_an_mx_is_known_by_the_key_of_every_host_that_serves_it(keyed_stack: Stack, records: Found) -> None:
     def digest(host: str) -> str:
         certificate = x509.load_pem_x509_certificate(keyed_stack.keys.public.hosts[host].certificate.encode())
