@@ -385,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case _:
                 return down(project, options.yes)
     except (StackError, Conflict, OperatorError, FileExistsError) as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 1
     except BrokenPipeError:
         # Whoever read along has seen enough; the interpreter is not to write the rest either.

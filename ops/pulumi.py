@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -61,10 +62,16 @@ class Project:
         keys = (missing_keys, certificates_without_names) if keys_needed else ()
         return load(self.stack_file, self.stack, record_problems, *keys)
 
+    def command(self, *arguments: str) -> list[str]:
+        """The words of a Pulumi command. Raises `OperatorError` where it could find neither state nor passphrase."""
+        if wrong := list(back_end_problems(os.environ)):
+            raise OperatorError("\n".join(wrong))
+        return ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]
+
     def run(self, *arguments: str, text: str | None = None) -> str:
         """Runs a quick Pulumi command and returns what it printed. Raises `OperatorError` with Pulumi's own words."""
         done = subprocess.run(
-            ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack],
+            self.command(*arguments),
             input=text,
             capture_output=True,
             text=True,
@@ -78,13 +85,12 @@ class Project:
 
         ``variables`` of the environment are for the program.
         """
-        command = ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]
-        return subprocess.run(command, env={**os.environ, **variables}).returncode
+        return subprocess.run(self.command(*arguments), env={**os.environ, **variables}).returncode
 
     def show_changes(self, *arguments: str, **variables: str) -> int:
         """Runs a Pulumi command that explains changes, prints what changes alone, and returns its exit status."""
         color = "--color=always" if sys.stdout.isatty() else "--color=never"
-        command = ["pulumi", "-C", str(self.folder), *arguments, color, "--stack", self.stack]
+        command = self.command(*arguments, color)
         with subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True) as process:
             for line in changed_lines(process.stdout or ()):
                 print(line, end="", flush=True)
@@ -92,13 +98,57 @@ class Project:
 
     def ensure_exists(self) -> None:
         """Makes the stack in the back end when it is not there yet."""
-        listed = subprocess.run(
-            ["pulumi", "-C", str(self.folder), "stack", "select", "--create", "--stack", self.stack],
-            capture_output=True,
-            text=True,
-        )
+        listed = subprocess.run(self.command("stack", "select", "--create"), capture_output=True, text=True)
         if listed.returncode:
             raise OperatorError(listed.stderr.strip())
+
+
+def back_end_problems(variables: Mapping[str, str]) -> Iterator[str]:
+    """What keeps Pulumi from finding its state and passphrase, a sentence each, by the variables of the environment.
+
+    Pulumi itself would ask for an account of its maker's where none is named.
+    """
+    back_end = variables.get("PULUMI_BACKEND_URL") or _logged_in(variables)
+    if not back_end:
+        yield (
+            "PULUMI_BACKEND_URL is not set: say where Pulumi keeps its state, for example"
+            " export PULUMI_BACKEND_URL=file:///srv/posthorn-state (README.md, Use it for yours, step 4)"
+        )
+    folder = state_folder(back_end)
+    if folder and not folder.is_dir():
+        yield f"PULUMI_BACKEND_URL={back_end}: there is no such folder. Make it once: mkdir -p -m 700 '{folder}'"
+    # Pulumi's own service encrypts without one, and a stack may name another way (secretsprovider), which is not ours.
+    if back_end.startswith(("http:", "https:")) or "PULUMI_CONFIG_PASSPHRASE" in variables:
+        return
+    file = variables.get("PULUMI_CONFIG_PASSPHRASE_FILE", "")
+    if not file:
+        yield (
+            "PULUMI_CONFIG_PASSPHRASE_FILE is not set: say which file has the passphrase that secrets are encrypted by,"
+            " for example export PULUMI_CONFIG_PASSPHRASE_FILE=/root/posthorn-passphrase (README.md, Use it for yours,"
+            " step 4)"
+        )
+        return
+    try:
+        if not Path(file).read_text().strip():
+            yield f"PULUMI_CONFIG_PASSPHRASE_FILE={file}: the file is empty, write a passphrase into it"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        yield f"PULUMI_CONFIG_PASSPHRASE_FILE={file} cannot be read: {reason}"
+
+
+def _logged_in(variables: Mapping[str, str]) -> str:
+    """The back end that ``pulumi login`` chose, where it was run."""
+    credentials = Path(variables.get("PULUMI_CREDENTIALS_PATH") or variables.get("PULUMI_HOME", ""), "credentials.json")
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads(credentials.read_text()).get("current") or "")
+    return ""
+
+
+def state_folder(back_end: str) -> Path | None:
+    """The folder of a back end that is one (``file://``), as Pulumi reads it."""
+    if not back_end.startswith("file://"):
+        return None
+    return Path(unquote(urlsplit(back_end).netloc + urlsplit(back_end).path).replace("~", str(Path.home()), 1))
 
 
 def changed_lines(lines: Iterable[str]) -> Iterator[str]:
@@ -140,9 +190,7 @@ def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
 
 def left_behind(project: Project, exported: Mapping[str, Any]) -> Iterator[str]:
     """What a killed run left, each with the way to clear it."""
-    backend = os.environ.get("PULUMI_BACKEND_URL", "")
-    if backend.startswith("file://"):
-        base = Path(unquote(urlsplit(backend).path).replace("~", str(Path.home()), 1))
+    if base := state_folder(os.environ.get("PULUMI_BACKEND_URL", "")):
         for lock in sorted((base / ".pulumi" / "locks" / "organization" / PROJECT / project.stack).glob("*.json")):
             holder = json.loads(lock.read_text() or "{}")
             yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import socket
 import subprocess
@@ -29,7 +30,54 @@ from tests.unit.conftest import LAB
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "Pulumi.x.yaml").write_text(LAB.read_text())
     monkeypatch.setenv("POSTHORN_PROJECT", str(tmp_path))
+    monkeypatch.setenv("PULUMI_BACKEND_URL", f"file://{tmp_path}")
+    monkeypatch.setenv("PULUMI_CONFIG_PASSPHRASE", "")
     yield tmp_path
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "PULUMI_BACKEND_URL is not set: say where Pulumi keeps its state"),
+        ({}, "PULUMI_CONFIG_PASSPHRASE_FILE is not set: say which file has the passphrase"),
+        ({}, "step 4"),
+        (
+            {"PULUMI_BACKEND_URL": "file:///srv/it is not there"},
+            "there is no such folder. Make it once: mkdir -p -m 700 '/srv/it is not there'",
+        ),
+        ({"PULUMI_BACKEND_URL": "file://~/it-is-not-there"}, "it-is-not-there'"),
+        ({"PULUMI_CONFIG_PASSPHRASE_FILE": "/it/is/not/there"}, "cannot be read: No such file or directory"),
+        ({"PULUMI_CONFIG_PASSPHRASE_FILE": "/dev/null"}, "the file is empty, write a passphrase into it"),
+    ],
+)
+def test_a_missing_back_end_or_passphrase_is_told_with_the_way_to_it_before_pulumi_is_asked(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    said: str,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PULUMI_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=AssertionError("Pulumi was asked")))
+    assert main(["keys", "x"]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_a_back_end_is_taken_in_each_way_that_pulumi_knows(tmp_path: Path) -> None:
+    (tmp_path / "credentials.json").write_text(json.dumps({"current": f"file://{tmp_path}"}))
+    (tmp_path / "passphrase").write_text("secret\n")
+    file = {"PULUMI_CONFIG_PASSPHRASE_FILE": str(tmp_path / "passphrase")}
+    for variables in (
+        {"PULUMI_BACKEND_URL": f"file://{tmp_path}", **file},
+        {"PULUMI_BACKEND_URL": f"file://{tmp_path}", "PULUMI_CONFIG_PASSPHRASE": ""},
+        {"PULUMI_BACKEND_URL": "s3://bucket", **file},
+        {"PULUMI_BACKEND_URL": "https://api.pulumi.com"},
+        {"PULUMI_CREDENTIALS_PATH": str(tmp_path), **file},
+    ):
+        assert not list(running.back_end_problems(variables))
 
 
 def test_a_wrong_stack_file_ends_in_one_message(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
