@@ -2,7 +2,9 @@
 # The second time that takes a fraction of a second.
 
 SHELL    := /bin/bash
-MACHINES ?= vms
+# Those of the lab that runs; without one, virtual machines where the CPU runs them, else containers. It is asked once,
+# and only where a target needs it.
+MACHINES ?= $(eval MACHINES := $(shell python3 tools/setup.py machines))$(MACHINES)
 STACK    ?= lab-$(MACHINES)
 OUT      ?= out
 RELEASE  := $(or $(RELEASE),$(POSTHORN_RELEASE))
@@ -16,11 +18,11 @@ METRICS  ?=
 # Of the lab's hosts; where nothing is said, that of stacks/Pulumi.lab.yaml.
 export POSTHORN_RELEASE := $(RELEASE)
 
-TOOLS  := python3 tools/setup.py run
+TOOLS   = python3 tools/setup.py run
 # The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
-INSIDE := $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
-OPS    := $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
-FLAGS  := $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
+INSIDE  = $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
+OPS     = $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
+FLAGS   = $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
 
 # What a variable holds as one word of the shell, whatever stands in it: a Message-ID is a stranger's text.
 quoted = '$(subst ','\'',$(value $(1)))'

