@@ -70,13 +70,19 @@ def _libvirt_uri(value: str) -> str:
     form = "write qemu+ssh://root@HOST/system?knownhosts=FILE, or qemu:///system for this machine"
     try:
         parts = urlsplit(value)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         raise ValueError(f"{value!r} is not a URI: {form}") from None
     driver, _, transport = parts.scheme.partition("+")
     if driver != "qemu" or parts.path not in ("/system", "/session") or (transport in ("", "unix")) == bool(host):
         raise ValueError(f"{value!r} leads to no libvirt with QEMU: {form}")
     query = parse_qs(parts.query, keep_blank_values=True)
+    if transport == "ssh" and host and (port or ":" in host):
+        # It takes all between @ and / for a name, and puts a port behind it (dialHost in its libvirt/uri/ssh.go).
+        raise ValueError(
+            "the plugin pulumi-libvirt 0.5.4 reaches a hypervisor over SSH by a name or an IPv4 address alone, at port"
+            " 22: leave out the port, and say a name in place of an IPv6 address"
+        )
     if "ssh" in transport and not any(query.get("knownhosts", ())):
         raise ValueError("say knownhosts=FILE in it, with the host key of the hypervisor in that file")
     if "no_verify" in query or query.get("known_hosts_verify") == ["ignore"]:

@@ -192,6 +192,11 @@ def test_replies_of_a_blocklist_that_postfix_could_not_read_are_refused(config: 
         ("foo", "'foo' leads to no libvirt with QEMU: write qemu+ssh://root@HOST/system?knownhosts=FILE, or"),
         ("qemu+ssh:///system?knownhosts=/k", "'qemu+ssh:///system?knownhosts=/k' leads to no libvirt with QEMU: write"),
         ("qemu+ssh://hv:x/system?knownhosts=/k", "'qemu+ssh://hv:x/system?knownhosts=/k' is not a URI: write"),
+        (
+            "qemu+ssh://root@hv:2222/system?knownhosts=/k",
+            "the plugin pulumi-libvirt 0.5.4 reaches a hypervisor over SSH",
+        ),
+        ("qemu+ssh://root@[2001:db8::1]/system?knownhosts=/k", "the plugin pulumi-libvirt 0.5.4 reaches a hypervisor"),
         ("qemu+ssh://root@hv/system", "say knownhosts=FILE in it"),
         ("qemu+libssh://root@hv/system?knownhosts=", "say knownhosts=FILE in it"),
         ("qemu+ssh://root@hv/system?knownhosts=/k&no_verify=1", "the host key of a hypervisor is always verified"),
@@ -209,7 +214,7 @@ def test_a_hypervisor_that_would_not_be_known_for_sure_is_refused(config: dict[s
         "qemu:///system",
         "qemu+unix:///system",
         "qemu+tls://hv/system",
-        "qemu+ssh://root@[2001:db8::1]:2/system?sshauth=agent&knownhosts=/k/known_hosts",
+        "qemu+ssh://root@192.0.2.1/system?sshauth=agent&knownhosts=/k/known_hosts",
     ],
 )
 def test_hypervisors_are_reached_in_every_safe_way(config: dict[str, Any], uri: str) -> None:

@@ -1,5 +1,9 @@
 // Command pulumi-resource-libvirt serves the Terraform provider for libvirt to Pulumi, with the tokens of the
 // Python package pulumi-libvirt, for machines that cannot download the published plugin.
+//
+// The published one has that provider in version 0.8.1, which its module proxy does not have everywhere; this one has
+// 0.8.3. Of what differs, one thing is seen in a stack: 0.8.1 reaches no hypervisor over SSH at another port than 22, or
+// by an IPv6 address. So the model refuses both (model/network.py).
 package main
 
 import (
