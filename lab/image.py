@@ -63,7 +63,7 @@ rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share
 """
 
 
-def _sources(suite: str) -> str:
+def debian_sources(suite: str) -> str:
     """The machine's own package sources (sources.list(5), both styles), for another release of Debian where it is one.
 
     Raises `LabError` when the machine has none.
@@ -138,7 +138,7 @@ def make(release: int, log: Path) -> Path:
         # Another lab may want the same image: the second finds it made.
         fcntl.flock(lock, fcntl.LOCK_EX)
         root = _make(release, image, log)
-        repository.make(image, SUITES[release], _sources(SUITES[release]))
+        repository.make(image, SUITES[release], debian_sources(SUITES[release]))
         note_use(image)
         return root
 
@@ -151,7 +151,7 @@ def _make(release: int, image: Path, log: Path) -> Path:
     image.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         sources, tidy, answers = (Path(scratch, name) for name in ("sources.list", "tidy", "answers"))
-        sources.write_text(_sources(SUITES[release]))
+        sources.write_text(debian_sources(SUITES[release]))
         answers.write_text(DEBCONF)
         tidy.write_text(f"#!/bin/sh\n{TIDY}")
         tidy.chmod(0o755)

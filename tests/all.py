@@ -44,6 +44,11 @@ def _in_a_lab(folder: str, release: str = "") -> Run:
     return Run(command, release, env, again=("--last-failed", "--last-failed-no-failures=none"))
 
 
+def _on_plain(release: str) -> Run:
+    """The README's first commands, on a Debian of a release that has never seen the project."""
+    return Run(("pytest", "-v", "tests/plain", "-p", "no:cacheprovider"), release, {"POSTHORN_RELEASE": release})
+
+
 STATIC: Mapping[str, tuple[Run, ...]] = {
     "lint": (Run(("ruff", "check", ".")),),
     "format": (Run(("ruff", "format", "--check", "--quiet", ".")),),
@@ -52,6 +57,7 @@ STATIC: Mapping[str, tuple[Run, ...]] = {
     "unit tests": (Run(("pytest", "-q", "tests/unit")),),
 }
 LAB: Mapping[str, tuple[Run, ...]] = {
+    "first commands on a plain Debian 12 and 13": (_on_plain("12"), _on_plain("13")),
     "start over a lab that died": (_in_a_lab("start"),),
     # Side by side: such tests wait more than they compute.
     "lab tests in containers, on Debian 12 and 13": (_in_a_lab("lab", "12"), _in_a_lab("lab", "13")),
