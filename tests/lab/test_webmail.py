@@ -20,6 +20,14 @@ NAME = "webmail.hill.example"
 FRONT_ENDS = {"oak": "198.51.100.3", "elm": "198.51.100.19", "ash": "198.51.100.35"}
 PRIMARY, STANDBY = "frontend-oak", "frontend-elm"
 STRANGER = "203.0.113.68"
+SOURCES = (
+    "/plugins/managesieve/config.inc.php",
+    "/plugins/posthorn/state.php",
+    "/plugins/managesieve/localization/en_US.inc",
+    "/skins/elastic/templates/login.html",
+    "/skins/elastic/meta.json",
+)
+"""What Roundcube is made of, in folders of which a browser needs the rest."""
 
 
 def log_in(window: Browser, lab: Lab, user: str, password: str = "") -> None:
@@ -95,9 +103,20 @@ def test_browsers_are_told_to_be_careful(lab: Lab) -> None:
     assert "PHP" not in str(headers) and not re.search(r"nginx/[0-9]", str(headers))
 
 
-@pytest.mark.parametrize("path", ["/config/config.inc.php", "/temp/", "/logs/", "/installer/", "/SQL/", "/.htaccess"])
+@pytest.mark.parametrize(
+    "path", ["/config/config.inc.php", "/temp/", "/logs/", "/installer/", "/SQL/", "/.htaccess", *SOURCES]
+)
 def test_only_what_is_for_browsers_is_served(lab: Lab, path: str) -> None:
     assert lab.client("web", server=NAME, path=path)["status"] in (403, 404)
+
+
+def test_browsers_get_styles_and_scripts(lab: Lab) -> None:
+    for path in (
+        "/skins/elastic/styles/styles.min.css",
+        "/program/js/common.min.js?s=1",
+        "/skins/elastic/watermark.html",
+    ):
+        assert lab.client("web", server=NAME, path=path)["status"] == 200, path
 
 
 def test_nobody_but_the_front_ends_speaks_to_roundcube_itself(lab: Lab) -> None:
