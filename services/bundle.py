@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from model.stack import Host, Stack
+from services import sandbox
 from services.roles import services_of
 from services.service import Listen, Service, User
 
@@ -80,7 +81,15 @@ def bundle(stack: Stack, host: Host) -> dict[str, Any]:
             host,
             "unit",
             (
-                (u.name, {"service": s.name, "restart_on": list(u.restart_on), "reload_on": list(u.reload_on)})
+                (
+                    u.name,
+                    {
+                        "service": s.name,
+                        # What shuts it in counts from its next start.
+                        "restart_on": [*u.restart_on, *((sandbox.path(u.name),) if u.sandbox else ())],
+                        "reload_on": list(u.reload_on),
+                    },
+                )
                 for s, u in each("units")
             ),
         ),

@@ -11,12 +11,19 @@ import bcrypt
 
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
-from services.service import Check, File, SecretFile
+from services.service import Check, File, Sandbox, SecretFile
 
 CONFIGURATION = "/etc/dovecot/dovecot.conf"
 USERS, LOGINS = "/etc/dovecot/users", "/etc/dovecot/logins"
 """Who has a mailbox, by the account's name; and by what its user may log in."""
 OWN = {"mode": "0640", "group": "dovecot"}
+SANDBOX = Sandbox(
+    # Its first process stays root: it binds ports below 1024, makes sockets for others, and starts and ends processes
+    # of several users, some in an empty folder.
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_KILL CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID CAP_SYS_CHROOT "
+    "CAP_SYS_RESOURCE",
+    asks_addresses=True,
+)
 CHECKS = (Check(("sh", "-c", "doveconf -n -x >/dev/null")),)
 """``-x`` opens the files that settings name, which plain ``doveconf -n`` does not."""
 

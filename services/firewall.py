@@ -1,4 +1,4 @@
-"""The firewall: made of the ports that the services of a host say they open, and of nothing else."""
+"""The firewall: made of the ports that the services of a host say they open or call, and of nothing else."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from collections.abc import Iterable
 from model.base import IPAddress, IPNetwork
 from model.stack import Host, Stack
 from services.render import render
-from services.service import Check, File, Listen, Service, Source, Unit
+from services.service import Call, Check, File, Listen, Service, Source, Unit
 
 PATH = "/etc/nftables.conf"
 
 
-def configure(stack: Stack, host: Host, listens: Iterable[Listen]) -> Service:
+def configure(
+    stack: Stack, host: Host, listens: Iterable[Listen], calls: Iterable[Call], inside: Iterable[str]
+) -> Service:
     """Lets in what services declared, to whom they declared it. Loaded in one step, so that no moment is open."""
+    listens = tuple(listens)
     rules = sorted({rule for listen in listens for rule in _rules(stack, listen)})
     return Service(
         name="firewall",
         packages=("nftables",),
-        files=(File(PATH, render("firewall/nftables.conf.j2", rules=rules), mode="0644"),),
+        files=(
+            File(
+                PATH,
+                render("firewall/nftables.conf.j2", rules=rules, own=_own(listens, calls), inside=sorted(inside)),
+                mode="0644",
+            ),
+        ),
         units=(Unit("nftables.service", reload_on=(PATH,), once=True),),
         checks=(Check(("nft", "--check", "--file", PATH)),),
     )
@@ -35,3 +44,17 @@ def _rules(stack: Stack, listen: Listen) -> Iterable[str]:
         chosen = sorted(str(source) for source in sources if source.version == version)
         if chosen:
             yield f"{word} saddr {{ {', '.join(chosen)} }} {accept}"
+
+
+def _own(listens: Iterable[Listen], calls: Iterable[Call]) -> list[str]:
+    """Who on this host may connect to what on this host. What is open to more than named hosts is open here too."""
+    open_to_all = {listen.port for listen in listens if isinstance(listen.frm, Source) and listen.protocol == "tcp"}
+    callers: dict[str | None, set[int]] = {None: open_to_all}
+    for call in calls:
+        callers.setdefault(call.user, set()).add(call.port)
+    return [_may(user, ports) for user, ports in sorted(callers.items(), key=lambda item: item[0] or "") if ports]
+
+
+def _may(user: str | None, ports: Iterable[int]) -> str:
+    accept = f"tcp dport {{ {', '.join(map(str, sorted(ports)))} }} accept"
+    return f'meta skuid "{user}" {accept}' if user else accept

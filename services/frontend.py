@@ -10,7 +10,10 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import identity, maildrop, smtp_out, webmail
 from services.render import render_tree
-from services.service import Check, Listen, Service, Source, Unit
+from services.service import Check, Listen, Sandbox, Service, Source, Unit
+
+SANDBOX = Sandbox("CAP_CHOWN CAP_DAC_OVERRIDE CAP_KILL CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID")
+"""Its first process stays root: it binds ports below 1024, makes the workers' folders, and starts and ends them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def configure(stack: Stack, host: Host) -> Service:
             streams=streams,
             webmail=_webmail(stack, host),
         ),
-        units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/")),),
+        units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/"), sandbox=SANDBOX),),
         checks=(Check(("nginx", "-t", "-q")),),
         health=({**web, "port": 443, "tls": True}, {**web, "port": 80, "tls": False}),
         listens=(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
 from services.private import private
-from services.service import Directory, File, SecretFile, Service
+from services.service import Directory, File, Sandbox, SecretFile, Service
 
 AUTHORITY = "/etc/posthorn/authority.pem"
 FOLDER = "/etc/posthorn/tls/"
@@ -22,6 +22,8 @@ KEY = f"{FOLDER}host.key"
 NEXT_KEY = f"{FOLDER}next.key"
 """The key to come, while it is replaced: nothing serves with it, and it is certified by ACME in advance."""
 PRIVATE_ROOTS = "/etc/posthorn/roots.pem"
+TUNNEL_SANDBOX = Sandbox("CAP_SETGID CAP_SETUID")
+"""stunnel reads the host's key as root, and becomes another user."""
 
 
 @dataclass(frozen=True)

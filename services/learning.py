@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import identity
+from services import identity, rspamd
+from services.identity import TUNNEL_SANDBOX
 from services.render import render_tree
-from services.service import Compile, Directory, Listen, Service, Unit
+from services.service import Call, Compile, Directory, Listen, Service, Unit
 
 PORT = 11335
 """Where a scanner takes lessons, from the mailbox hosts alone."""
 SPOOL = "/var/spool/posthorn-learn"
+MOST = 400
+"""Lessons that wait, at most: to be taken up, and for each scanner. A larger mail than 512 KB is none."""
 FEEDER = "/usr/local/lib/posthorn/learn-feed"
 PIPES = "/usr/local/lib/posthorn/sieve"
 LEARN = "/etc/dovecot/sieve/learn"
@@ -33,10 +36,12 @@ def send(stack: Stack, host: Host) -> Service:
             identity=identity,
             scanners=scanners,
             spool=SPOOL,
+            most=MOST,
             port=PORT,
         ),
         directories=tuple(Directory(folder, mode="0700", owner="vmail", group="vmail") for folder in folders),
         compiles=(Compile(("sievec", "-x", "+vnd.dovecot.pipe", LEARN), of=LEARN),),
+        calls=(Call(PORT, "vmail"),) if host.has(Role.RSPAMD) else (),
         units=(
             Unit("posthorn-learn.path", restart_on=(f"{SYSTEM}posthorn-learn",)),
             Unit("posthorn-learn.timer", restart_on=(f"{SYSTEM}posthorn-learn",)),
@@ -50,7 +55,16 @@ def receive(stack: Stack, host: Host) -> Service:
     return Service(
         name="learning",
         packages=("stunnel4",),
-        files=render_tree("learning-receive", host=host, teachers=teachers, identity=identity, port=PORT),
-        units=(Unit("stunnel@learning.service", restart_on=("/etc/stunnel/learning.conf", "/etc/posthorn/")),),
+        files=render_tree(
+            "learning-receive", host=host, teachers=teachers, identity=identity, port=PORT, controller=rspamd.CONTROLLER
+        ),
+        calls=(Call(rspamd.CONTROLLER, "stunnel4"),),
+        units=(
+            Unit(
+                "stunnel@learning.service",
+                restart_on=("/etc/stunnel/learning.conf", "/etc/posthorn/"),
+                sandbox=TUNNEL_SANDBOX,
+            ),
+        ),
         listens=(Listen(PORT, frm=stack.local_addresses(Role.MAILDROP)),),
     )

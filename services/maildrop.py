@@ -7,7 +7,7 @@ import math
 from model.network import Role
 from model.stack import Host, Stack
 from services import dovecot, learning, postfix, replication, smtp_out
-from services.service import Compile, Directory, File, Listen, Service, Source, Unit, User
+from services.service import Call, Compile, Directory, File, Listen, Service, Source, Unit, User
 from services.table import table
 
 IMAPS, IMAPS_PROXY = 993, 10993
@@ -83,6 +83,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 "dovecot.service",
                 restart_on=("/etc/dovecot/dovecot.conf", replication.DOVECOT_GUARD),
                 reload_on=("/etc/posthorn/", replication.PASSWORD),
+                sandbox=dovecot.SANDBOX,
             ),
             Unit(PURGE, restart_on=(f"/etc/systemd/system/{PURGE}",)),
         ),
@@ -98,6 +99,8 @@ def configure(stack: Stack, host: Host) -> Service:
             {**imap, "port": IMAPS, "unless": replication.FILLING},
             {**imap, "port": IMAPS_PROXY, "proxy": True, "unless": replication.FILLING},
         ),
+        # Filters run as the owner of the mail.
+        calls=(Call(SIEVE_MAIL, "vmail"),),
         listens=(
             *(Listen(port, frm=senders) for port in (25, 465)),
             # While its store is being filled, Dovecot serves nobody.

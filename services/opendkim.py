@@ -6,12 +6,15 @@ from model.network import Role
 from model.stack import Host, Stack
 from services.private import private
 from services.render import render_tree
-from services.service import Directory, File, SecretFile, Service, Unit
+from services.service import Call, Directory, File, Sandbox, SecretFile, Service, Unit
 
 KEYS = "/etc/opendkim/keys"
 DROP_IN = "/etc/systemd/system/opendkim.service.d/"
-MILTER = "inet:127.0.0.1:8891"
+PORT = 8891
+MILTER = f"inet:127.0.0.1:{PORT}"
 USER = "opendkim"
+
+SANDBOX = Sandbox(user=USER)
 
 
 def signing_key(stack: Stack, domain: str) -> str:
@@ -38,7 +41,7 @@ def configure(stack: Stack, host: Host) -> Service:
         name="opendkim",
         packages=("opendkim",),
         files=(
-            *render_tree("opendkim", speaks_for=speaks_for),
+            *render_tree("opendkim", speaks_for=speaks_for, port=PORT),
             File("/etc/opendkim/keytable", key_table),
             File("/etc/opendkim/signers", signing_table),
         ),
@@ -47,5 +50,9 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(path, f"dkim-{selector}-{domain}", signing_key(stack, domain), owner=USER, group=USER)
             for domain, path in names.items()
         ),
-        units=(Unit("opendkim.service", restart_on=("/etc/opendkim.conf", "/etc/opendkim/", DROP_IN)),),
+        calls=(Call(PORT, "postfix"),),
+        inside=(USER,),
+        units=(
+            Unit("opendkim.service", restart_on=("/etc/opendkim.conf", "/etc/opendkim/", DROP_IN), sandbox=SANDBOX),
+        ),
     )

@@ -8,7 +8,7 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import identity, opendkim
 from services.render import render_tree
-from services.service import Check, Directory, File, Unit
+from services.service import Check, Directory, File, Sandbox, Unit
 from services.table import table
 
 FOLDER = "/etc/postfix/"
@@ -26,14 +26,21 @@ HOPS = 100
 """As many hosts a mail may have passed, inside: twice what the doors allow."""
 LONGEST_HEADER = 60000
 """As many bytes of a header field Postfix keeps where milters look at mail, whatever header_size_limit says."""
+SANDBOX = Sandbox(
+    # Its first process stays root: it binds ports below 1024, keeps the owners of queues, and starts and ends processes
+    # of its own user, most of them in the folder of the queues.
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_KILL CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID "
+    "CAP_SYS_CHROOT CAP_SYS_RESOURCE",
+    asks_addresses=True,
+)
 CHECKS = (Check(("sh", "-c", QUIET)),)
 
 
 def units(stack: Stack, host: Host) -> tuple[Unit, ...]:
     """The units of Postfix. On Debian 12 the first only starts the instance, which does the work."""
     if stack.release_of(host) >= 13:
-        return (Unit("postfix.service", reload_on=LOOKS),)
-    return (Unit("postfix.service", once=True), Unit("postfix@-.service", reload_on=LOOKS))
+        return (Unit("postfix.service", reload_on=LOOKS, sandbox=SANDBOX),)
+    return (Unit("postfix.service", once=True), Unit("postfix@-.service", reload_on=LOOKS, sandbox=SANDBOX))
 
 
 def files(stack: Stack, host: Host, tree: str, *, public: bool, size: int, **values: Any) -> tuple[File, ...]:

@@ -6,7 +6,7 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import identity, smtp_out
 from services.render import render_tree
-from services.service import Check, Directory, SecretFile, Service, Unit
+from services.service import Check, Directory, Sandbox, SecretFile, Service, Unit
 
 SECRETS = "/etc/mail/secrets"
 SPOOL = "/var/spool/smtpd"
@@ -14,6 +14,13 @@ LABEL = "stack"
 """Under which the password stands in the file of secrets (credentials in table(5))."""
 UNIT = "opensmtpd.service"
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/"
+
+SANDBOX = Sandbox(
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_KILL CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID CAP_SYS_CHROOT",
+    # It takes up mail that was left while it was down by its sendmail, which is set-group-ID.
+    set_id=True,
+    asks_addresses=True,
+)
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -51,7 +58,13 @@ def configure(stack: Stack, host: Host) -> Service:
                 group="opensmtpd",
             ),
         ),
-        units=(Unit(UNIT, restart_on=("/etc/smtpd.conf", "/etc/mail/", "/etc/mailname", identity.AUTHORITY, DROP_IN)),),
+        units=(
+            Unit(
+                UNIT,
+                restart_on=("/etc/smtpd.conf", "/etc/mail/", "/etc/mailname", identity.AUTHORITY, DROP_IN),
+                sandbox=SANDBOX,
+            ),
+        ),
         checks=(Check(("smtpd", "-n")),),
         health=(
             {

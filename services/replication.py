@@ -16,7 +16,7 @@ from services import identity
 from services.data_disk import mount_unit
 from services.private import private
 from services.render import render_tree
-from services.service import File, Listen, SecretFile, Service, Unit
+from services.service import Call, File, Listen, SecretFile, Service, Unit
 from sync import SOURCE
 
 STORE, HOMES = "/var/vmail", "/var/vmail/users"
@@ -113,9 +113,15 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(TOKEN, "sync-token", f"{password}\n"),
         ),
         units=(
-            Unit(TUNNEL, restart_on=("/etc/stunnel/", "/etc/posthorn/")),
+            Unit(TUNNEL, restart_on=("/etc/stunnel/", "/etc/posthorn/"), sandbox=identity.TUNNEL_SANDBOX),
             Unit(UNIT, restart_on=(PROGRAM, CONFIGURATION, TOKEN, f"{SYSTEM}/{UNIT}")),
         ),
         health=({**probe, "port": SYNC, "status": [200]},),
+        calls=(
+            *(Call(port, "stunnel4") for port in (DOVEADM, SYNC)),
+            *(Call(port, "vmail") for port in (TO_PEER, SYNC_TO_PEER)),
+            # Its events.
+            Call(SYNC, "dovecot"),
+        ),
         listens=(Listen(PORT, frm=peer.addresses.local), Listen(SYNC_PORT, frm=peer.addresses.local)),
     )

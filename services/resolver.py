@@ -5,8 +5,14 @@ from __future__ import annotations
 from model.network import Role
 from model.stack import Host, Stack
 from services.render import render_tree
-from services.service import Check, File, Listen, Service, Source, Unit
+from services.service import Call, Check, File, Listen, Sandbox, Service, Source, Unit
 from services.zones import internal_records
+
+SANDBOX = Sandbox(
+    # Port 53; the files of a user of its own, which Debian's helper makes as well; more sockets than others.
+    "CAP_CHOWN CAP_DAC_OVERRIDE CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID CAP_SYS_RESOURCE",
+    asks_addresses=True,
+)
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -35,9 +41,11 @@ def configure(stack: Stack, host: Host) -> Service:
             Unit(
                 "unbound.service",
                 restart_on=("/etc/default/unbound", "/etc/unbound/"),
+                sandbox=SANDBOX,
             ),
         ),
         checks=(Check(("unbound-checkconf",)),),
         health=({"kind": "dns", "address": "127.0.0.1", "name": ".", "type": "NS", "secure": True},),
+        calls=(Call(53, None),),
         listens=tuple(Listen(53, Source.SITES, protocol, at=serves) for protocol in ("udp", "tcp")) if serves else (),
     )

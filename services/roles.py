@@ -24,6 +24,7 @@ from services import (
     revive,
     rspamd,
     rspamd_proxy,
+    sandbox,
     smtp_in,
     smtp_out,
     ssh,
@@ -64,5 +65,8 @@ def services_of(stack: Stack, host: Host) -> tuple[Service, ...]:
     wanted = [*EVERYWHERE, *(configure for role in host.roles for configure in OF_ROLE.get(role, ()))]
     services = tuple(configure(stack, host) for configure in dict.fromkeys(wanted))
     listens = tuple(listen for service in services for listen in service.listens)
+    calls = tuple(call for service in services for call in service.calls)
     units = tuple(unit for service in services for unit in service.units)
-    return (*services, firewall.configure(stack, host, listens), revive.configure(units))
+    inside = tuple(user for service in services for user in service.inside)
+    shut = firewall.configure(stack, host, listens, calls, inside)
+    return (*services, shut, revive.configure(units), sandbox.configure(units))

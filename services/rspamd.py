@@ -8,12 +8,18 @@ from services import opendkim, postfix
 from services.private import private
 from services.render import render_tree
 from services.senders import authors
-from services.service import File, Listen, SecretFile, Service, Unit
+from services.service import File, Listen, Sandbox, SecretFile, Service, Unit
 from services.table import entries, table
 
 SCANNER = 11333
+CONTROLLER = 11334
+"""On loopback: it trusts whoever comes there, so the firewall lets only those who have to (see `calls`)."""
+REDIS = "/run/redis/redis-server.sock"
 KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
 SEAL = "/etc/rspamd/posthorn-seal.key"
+SYSTEM = "/etc/systemd/system/"
+SANDBOX = Sandbox(compiles=True, asks_addresses=True)
+"""It begins as its own user. LuaJIT and Hyperscan make code of rules."""
 
 
 def lists(stack: Stack) -> dict[str, tuple[object, ...]]:
@@ -28,7 +34,7 @@ def lists(stack: Stack) -> dict[str, tuple[object, ...]]:
 
 
 def configure(stack: Stack, host: Host) -> Service:
-    """A scanner that the proxies of all sites may ask, and a Redis of its own on loopback.
+    """A scanner that the proxies of all sites may ask, and a Redis that nobody else on the host can reach.
 
     Requests are encrypted with the scanners' key (rspamd's HTTPCrypt): they hold whole mails.
     """
@@ -45,6 +51,8 @@ def configure(stack: Stack, host: Host) -> Service:
                 largest=postfix.inside(stack),
                 keypair=KEYPAIR,
                 seal=SEAL,
+                controller=CONTROLLER,
+                redis=REDIS,
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
@@ -61,12 +69,20 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(SEAL, "seal", opendkim.signing_key(stack, stack.own_domain), mode="0640", group="_rspamd"),
         ),
         units=(
-            Unit("redis-server.service", restart_on=("/etc/redis/",)),
-            Unit("rspamd.service", restart_on=("/etc/rspamd/",)),
+            Unit(
+                "redis-server.service",
+                restart_on=("/etc/redis/", f"{SYSTEM}redis-server.service.d/posthorn.conf"),
+            ),
+            Unit(
+                "rspamd.service",
+                restart_on=("/etc/rspamd/", f"{SYSTEM}rspamd.service.d/posthorn.conf"),
+                sandbox=SANDBOX,
+            ),
         ),
         health=(
-            {"kind": "http", "address": "127.0.0.1", "port": 11334, "path": "/ping", "tls": False, "status": [200]}
+            {"kind": "http", "address": "127.0.0.1", "port": CONTROLLER, "path": "/ping", "tls": False, "status": [200]}
             | {"server_name": "localhost"},
         ),
+        inside=("redis",),
         listens=(Listen(SCANNER, frm=stack.local_addresses(Role.SMTP_IN, Role.SMTP_OUT)),),
     )

@@ -7,12 +7,16 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import postfix
 from services.render import render_tree
-from services.rspamd import SCANNER
-from services.service import Check, File, Service, Unit
+from services.rspamd import SANDBOX, SCANNER
+from services.service import Call, Check, File, Sandbox, Service, Unit
 
+MILTER = 11332
 SUFFIXES = "/etc/rspamd/posthorn-suffixes"
 NEAR = 11330
 """On loopback: where HAProxy takes mails for the scanners."""
+
+HAPROXY = Sandbox("CAP_KILL CAP_SETGID CAP_SETUID CAP_SYS_CHROOT CAP_SYS_RESOURCE")
+"""It becomes another user in an empty folder, and its first process, which stays root, ends those."""
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -29,14 +33,16 @@ def configure(stack: Stack, host: Host) -> Service:
                 scanners=scanners,
                 near=NEAR,
                 largest=postfix.inside(stack),
+                milter=MILTER,
                 suffixes=SUFFIXES,
                 key=stack.keys.public.rspamd,
             ),
             File(SUFFIXES, "example\n"),
         ),
+        calls=(Call(NEAR, "_rspamd"), Call(MILTER, "postfix")),
         units=(
-            Unit("haproxy.service", reload_on=("/etc/haproxy/",)),
-            Unit("rspamd.service", restart_on=("/etc/rspamd/",)),
+            Unit("haproxy.service", reload_on=("/etc/haproxy/",), sandbox=HAPROXY),
+            Unit("rspamd.service", restart_on=("/etc/rspamd/",), sandbox=SANDBOX),
         ),
         checks=(Check(("haproxy", "-c", "-q", "-f", "/etc/haproxy/haproxy.cfg")),),
     )

@@ -51,6 +51,22 @@ class User:
 
 
 @dataclass(frozen=True)
+class Sandbox:
+    """What a daemon cannot do without: all else that a program could do on a host is taken from it."""
+
+    capabilities: str = ""
+    """See capabilities(7): for what it does before it gives up being root."""
+    user: str = ""
+    """Who it is from the first moment. Else its unit or itself says who."""
+    set_id: bool = False
+    """It runs programs that are set-user-ID or set-group-ID, or makes such folders."""
+    compiles: bool = False
+    """It writes machine code and runs it."""
+    asks_addresses: bool = False
+    """It asks the kernel for the addresses of the host (netlink(7))."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """A systemd unit that is enabled and runs. Path prefixes say whose change restarts or reloads it.
 
@@ -61,6 +77,7 @@ class Unit:
     restart_on: tuple[str, ...] = ()
     reload_on: tuple[str, ...] = ()
     once: bool = False
+    sandbox: Sandbox | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,14 @@ class Listen:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A TCP port of this host that a ``user`` of this host connects to; None is everybody. All others find it shut."""
+
+    port: int
+    user: str | None
+
+
+@dataclass(frozen=True)
 class Service:
     """All that one service needs of its host."""
 
@@ -121,3 +146,6 @@ class Service:
     checks: tuple[Check, ...] = ()
     health: tuple[Mapping[str, Any], ...] = ()
     listens: tuple[Listen, ...] = ()
+    calls: tuple[Call, ...] = ()
+    inside: tuple[str, ...] = ()
+    """Users that speak with nobody outside of their host."""

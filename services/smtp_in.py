@@ -9,7 +9,7 @@ from model.mail import CATCH_ALL, Target
 from model.settings import DnsblRule
 from model.stack import Host, Stack
 from services import postfix, tls_policy
-from services.service import File, Listen, Service, Source
+from services.service import Call, File, Listen, Service, Source
 from services.table import table
 
 DISCARDED = "discard.invalid"
@@ -63,6 +63,7 @@ def configure(stack: Stack, host: Host) -> Service:
             {**probe, **asks, "port": 25, "tls": "starttls"},
             {**probe, **asks, "port": 465, "tls": "implicit"},
         ),
+        calls=(Call(FORWARD_PORT, "postfix"),),
         listens=(Listen(25, frm=Source.INTERNET), Listen(465, frm=Source.INTERNET)),
     )
 

@@ -60,7 +60,7 @@ def configure(stack: Stack, host: Host) -> Service:
         secret_files=(dovecot.logins_file(stack, machines=True),),
         units=(
             *postfix.units(stack, host),
-            Unit("dovecot.service", reload_on=("/etc/dovecot/",)),
+            Unit("dovecot.service", reload_on=("/etc/dovecot/",), sandbox=dovecot.SANDBOX),
         ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
         health=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model.stack import Host, Stack
 from services import identity
 from services.render import render_tree
-from services.service import Service, Unit
+from services.service import Call, Service, Unit
 
 PORT = 8461
 TABLE = f"socketmap:inet:127.0.0.1:{PORT}:postfix"
@@ -23,5 +23,6 @@ def configure(stack: Stack, host: Host) -> Service:
         files=render_tree(
             "tls-policy", modes={DAEMON: "0755"}, stack=stack, identity=identity, port=PORT, daemon=DAEMON
         ),
+        calls=(Call(PORT, "postfix"),),
         units=(Unit(UNIT, restart_on=(config, drop_in, DAEMON, identity.PRIVATE_ROOTS)),),
     )

@@ -15,7 +15,7 @@ from model.stack import Host, Stack
 from services import identity
 from services.private import private
 from services.render import render_tree
-from services.service import Check, Directory, File, SecretFile, Service, Unit, User
+from services.service import Call, Check, Directory, File, SecretFile, Service, Unit, User
 
 WEB = 8443
 """Where it serves the front ends, which say who the client is."""
@@ -96,6 +96,8 @@ def configure(stack: Stack, host: Host) -> Service:
             Check(("runuser", "-u", "webmail", "--", f"php-fpm{php}", "-t", "-y", f"{SETTINGS}/fpm.conf")),
         ),
         health=({**probe, "path": "/", "server_name": internal},),
+        inside=("webmail",),
+        calls=(*(Call(port, "webmail") for port in (IMAPS, SUBMISSION, SIEVE)), Call(WEB, "www-data")),
     )
 
 
