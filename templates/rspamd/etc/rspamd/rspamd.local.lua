@@ -5,7 +5,8 @@ local function list(name, kind, description)
 end
 
 -- Whoever has logged in writes as themselves: the From header has to be one of the user's own addresses, as the
--- envelope sender has to (which Postfix sees to). RFC 6409 section 8.1.
+-- envelope sender has to (which Postfix sees to). RFC 6409 section 8.1. So have the headers that name who sent or resent a
+-- mail in place of its author (RFC 5322 sections 3.6.2 and 3.6.6): mail programs show those too.
 local owners = list("senders", "map", "users and the addresses that they may write as")
 
 local function may(addresses, address)
@@ -34,6 +35,17 @@ rspamd_config:register_symbol({
         local words = string.format("%s may not write as %s", user, author.addr)
         task:set_pre_result("reject", words, "posthorn")
         return
+      end
+    end
+    for _, name in ipairs({ "Sender", "Resent-From", "Resent-Sender" }) do
+      for _, header in ipairs(task:get_header_full(name) or {}) do
+        for _, sender in ipairs(util.parse_mail_address(header.decoded, task:get_mempool()) or { { addr = "" } }) do
+          if not may(addresses, sender.addr:lower()) then
+            local words = string.format("%s may not write as %s (%s)", user, sender.addr, name)
+            task:set_pre_result("reject", words, "posthorn")
+            return
+          end
+        end
       end
     end
     if #from == 0 then
