@@ -24,6 +24,8 @@ LESSONS_LATE = 1 * HOUR
 CLOCK_SECONDS, CLOCK_SOON = 5.0, 1.0
 RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 6
 """It is tried every twenty minutes: an authority that is down for a day is no trouble yet."""
+GUESSES = 100
+"""Wrong passwords in a day, of an account or a client, that no person types."""
 LEARNT = 200
 """min_learns of rspamd's statistics, as it comes."""
 LISTS_DAYS = 4
@@ -313,6 +315,29 @@ def judge_journals(reports: Mapping[str, Report]) -> Findings:
         yield place.note(f"warnings of a day (journalctl -p warning): {'; '.join(told)}")
     elif reports:
         yield place.good("no warning for a day")
+
+
+def judge_guesses(stack: Stack, reports: Mapping[str, Report]) -> Findings:
+    """Wrong passwords of a day, over all hosts: for each account by whatever name it was tried, and for each client."""
+    accounts: Counter[str] = Counter()
+    clients: Counter[str] = Counter()
+    for report in reports.values():
+        guesses = report.get("guesses") or {"names": [], "clients": []}
+        for name, count in guesses["names"]:
+            accounts[stack.logins.get(name, "")] += count
+        clients.update(dict(guesses["clients"]))
+    place, nobody = Place(AREA, "passwords"), accounts.pop("", 0)
+    many = [(f"for {account}", count) for account, count in accounts.most_common() if count >= GUESSES]
+    many += [(f"from {client}", count) for client, count in clients.most_common() if count >= GUESSES]
+    if many:
+        told = ", ".join(f"{count} {whose}" for whose, count in many[:10])
+        advice = (
+            "a forgotten mail program of the user's, or somebody who guesses: journalctl -t dovecot -g mismatch on"
+            " maildrop and smtp-out hosts names both: set another password, or keep that client from the front ends"
+        )
+        yield place.better(f"wrong in a day: {told}", advice)
+    elif reports:
+        yield place.good(f"{accounts.total()} were wrong in a day, and {nobody} were for nobody")
 
 
 def judge_learning(reports: Mapping[str, Report]) -> Findings:

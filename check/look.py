@@ -40,6 +40,14 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+def found(*command: str) -> str:
+    """What a search prints: an exit status of 1 says that nothing was found."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    if done.returncode > 1:
+        raise OSError(f"{command[0]}: {done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The machine
 
@@ -135,6 +143,26 @@ def journal(task: Task) -> Any:
         worst = min(worst, int(entry["PRIORITY"]))
         last[name] = str(entry.get("MESSAGE", ""))[:200]
     return {"count": sum(by_whom.values()), "worst": worst, "most": by_whom.most_common(3), "last": last}
+
+
+WRONG_PASSWORD = (
+    r"passwd-file(?:\((?P<old>.*),(?P<from>[0-9a-fA-F.:]+)(?:,<[^>]*>)?\))?: (?:Password mismatch|unknown user)"
+)
+NEW_PREFIX = r"^auth\((?P<new>.*),(?P<at>[0-9a-fA-F.:]+)(?:,[^)]*)?\)"
+"""How Dovecot 2.3 says whose password was wrong, and 2.4, which names them in front."""
+
+
+def guesses(task: Task) -> Any:
+    """Passwords that were wrong in a day: how many by the name that was tried, and by the client; the first of each."""
+    text = found("journalctl", "--quiet", "--since=-24h", "-t", "dovecot", "-o", "cat", "-g", "mismatch|nknown user")
+    names: Counter[str] = Counter()
+    clients: Counter[str] = Counter()
+    for line in text.splitlines():
+        if (said := re.search(WRONG_PASSWORD, line)) and (who := said if said["from"] else re.search(NEW_PREFIX, line)):
+            name, client = (who["old"], who["from"]) if said["from"] else (who["new"], who["at"])
+            names[name.lower()] += 1
+            clients[client] += 1
+    return {"names": names.most_common(50), "clients": clients.most_common(50)}
 
 
 def logins(task: Task) -> Any:
@@ -314,6 +342,7 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "units": units,
     "replaced": replaced,
     "journal": journal,
+    "guesses": guesses,
     "logins": logins,
     "drift": drift,
     "health": health,

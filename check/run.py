@@ -187,7 +187,7 @@ class Check:
         findings += ports.judge(stack, talks, now)
         reports = {name: one.report for name, one in seen.items() if one.report is not None}
         findings += [*hosts.judge_versions(stack, reports), *hosts.judge_journals(reports)]
-        findings += hosts.judge_learning(reports)
+        findings += [*hosts.judge_learning(reports), *hosts.judge_guesses(stack, reports)]
         alone = any(host.site in self.without for host in stack.hosts_with(Role.MAILDROP))
         states = {name: report["mailboxes"] for name, report in reports.items() if report.get("mailboxes")}
         findings += mailboxes.judge(stack, states, alone=alone)

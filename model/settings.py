@@ -282,10 +282,12 @@ class Limits(Frozen):
     """The largest mail that a user submits. Mail from outside may be 1 MiB larger."""
     header_size: int = Field(default=4096000, ge=1024, le=1073741824)
     """The largest header field of a mail. One of more than 60,000 bytes is refused anyway: Postfix would cut it."""
-    connections: int = Field(default=4, ge=1)
-    """Connections of one client to submission at the same time."""
-    connection_rate: int = Field(default=10, ge=1)
+    connections: int = Field(default=20, ge=1)
+    """Connections of one client to submission at the same time. A client is an address: an office may share one."""
+    connection_rate: int = Field(default=60, ge=1)
     """Connections of one client to submission."""
+    login_rate: int = Field(default=30, ge=1)
+    """Logins of one client at submission, right or wrong: what bounds the guessing of passwords."""
     message_rate: int = Field(default=60, ge=1)
     """Mails that one client submits."""
     recipients_per_day: int = Field(default=2000, ge=1)

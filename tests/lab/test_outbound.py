@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import email
 import json
 import re
@@ -129,6 +130,34 @@ def test_a_client_sends_so_many_mails_in_a_minute_and_no_more(lab: Lab) -> None:
     said = at_submission(lab, *(one * (limit + 1)))
     assert said[2 * limit - 2].startswith("250"), said
     assert said[2 * limit].startswith("450 4.7.1"), said[-4:]
+
+
+def test_wrong_passwords_are_told_as_such_however_many(lab: Lab) -> None:
+    one = "AUTH PLAIN " + base64.b64encode(b"\0ann\0wrong").decode() + "\r\n"
+    where = {"server": "smtp-out.hill.example", "name": "smtp-out.hill.example", "port": 587, "source": next(PLACES)}
+    before = greeting(lab, {"starttls": True})
+    said = session(lab, *before, *[one] * 4, "QUIT\r\n", **where)[len(before) :]
+    assert [reply[:3] for reply in said].count("535") == 4 and "454" not in str(said), said
+
+
+def test_a_server_without_a_certificate_is_nobody_s_submission(lab: Lab) -> None:
+    script = """
+import smtplib, ssl
+anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+anonymous.maximum_version = ssl.TLSVersion.TLSv1_2
+anonymous.set_ciphers("aNULL:@SECLEVEL=0")
+for port in (465, 587):
+    try:
+        if port == 465:
+            smtplib.SMTP_SSL("smtp-out.hill.example", port, timeout=10, context=anonymous)
+        else:
+            smtplib.SMTP("smtp-out.hill.example", port, timeout=10).starttls(context=anonymous)
+    except ssl.SSLError as error:
+        print(error.reason)
+"""
+    said = lab.run("client", lab.state.python, "-c", script)
+    assert len(said.stdout.split()) == 2, said
 
 
 def test_an_account_writes_to_so_many_recipients_a_day_from_wherever_and_no_more(unchanged: Lab) -> None:

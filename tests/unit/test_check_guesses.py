@@ -1,0 +1,53 @@
+"""Wrong passwords: how they are counted on a host, and what is concluded over all hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from check import hosts, look
+from check.finding import Severity
+from model.stack import Stack
+
+LINES = {
+    12: [
+        "auth: passwd-file(ann,203.0.113.9): Password mismatch",
+        "auth: passwd-file(Info@hill.example,2001:db8:f::9,<4Pc2kq0LrNPLAHEJ>): Password mismatch",
+        "auth: passwd-file(o,dd)name,203.0.113.9): unknown user (SHA1 of given password: 8843d7)",
+        "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<ann>, rip=203.0.113.9, mismatch",
+    ],
+    13: [
+        "auth(ann,203.0.113.9,sasl:plain): passwd-file: Password mismatch",
+        "auth(Info@hill.example,2001:db8:f::9,sasl:plain)<4Pc2kq0LrNPLAHEJ>: passwd-file: Password mismatch",
+        "auth(o,dd)name,203.0.113.9,sasl:plain): passwd-file: unknown user (SHA1 of given password: 8843d7)",
+        "imap-login: Login aborted: Connection closed (auth failed) user=<ann>, rip=203.0.113.9, mismatch",
+    ],
+}
+
+
+@pytest.mark.parametrize("release", LINES)
+def test_wrong_passwords_are_counted_by_name_and_by_client(monkeypatch: pytest.MonkeyPatch, release: int) -> None:
+    monkeypatch.setattr(look, "found", lambda *command: "\n".join(LINES[release]) + "\n")
+    seen = look.guesses({})
+    assert dict(seen["names"]) == {"ann": 1, "info@hill.example": 1, "o,dd)name": 1}
+    assert dict(seen["clients"]) == {"203.0.113.9": 2, "2001:db8:f::9": 1}
+
+
+def report(names: dict[str, int], clients: dict[str, int]) -> dict[str, Any]:
+    return {"guesses": {"names": list(names.items()), "clients": list(clients.items())}}
+
+
+def test_an_account_that_is_guessed_at_is_told_by_whatever_names_and_at_whichever_hosts(stack: Stack) -> None:
+    reports = {
+        "maildrop-oak": report({"ann": 40, "xerxes": 500}, {"203.0.113.9": 90}),
+        "smtp-out-elm": report({"ann@hill.example": 70, "ben": 3}, {"203.0.113.9": 30, "203.0.113.10": 2}),
+    }
+    (finding,) = hosts.judge_guesses(stack, reports)
+    assert finding.severity is Severity.ADVICE
+    assert finding.what == "wrong in a day: 110 for ann, 120 from 203.0.113.9"
+
+
+def test_a_few_wrong_passwords_are_nothing(stack: Stack) -> None:
+    (finding,) = hosts.judge_guesses(stack, {"maildrop-oak": report({"ann": 4, "xerxes": 2}, {"203.0.113.9": 6})})
+    assert finding.severity is Severity.GOOD and finding.what == "4 were wrong in a day, and 2 were for nobody"
