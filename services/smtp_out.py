@@ -6,7 +6,7 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import dovecot, postfix, tls_policy
 from services.senders import owners
-from services.service import File, Listen, Service, Source, Unit
+from services.service import Call, File, Listen, Service, Source, Unit
 from services.table import table
 
 SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL = 587, 10587, 12587
@@ -69,6 +69,7 @@ def configure(stack: Stack, host: Host) -> Service:
             {**probe, "port": SUBMISSIONS_PROXY, "proxy": True, "tls": "implicit"},
             *(({**probe, "port": SUBMISSION_WEBMAIL},) if webmails else ()),
         ),
+        calls=(Call(FOLD, "postfix"),),
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
             *(Listen(port, frm=stack.local_addresses(Role.FRONTEND)) for port in (SUBMISSION_PROXY, SUBMISSIONS_PROXY)),

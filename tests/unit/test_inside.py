@@ -51,6 +51,21 @@ def test_each_user_of_a_host_may_connect_to_what_it_has_to_ask_and_to_nothing_el
     ]
 
 
+def test_what_comes_in_again_on_loopback_comes_from_postfix_or_from_the_owner_of_the_mail(
+    bundles: dict[str, dict[str, Any]],
+) -> None:
+    again = {
+        host: re.findall(r"^127\.0\.0\.1:(\d+) ", files["files"]["/etc/postfix/master.cf"]["content"], re.MULTILINE)
+        for host, files in bundles.items()
+        if "/etc/postfix/master.cf" in files["files"]
+    }
+    assert all(again[host] for host in ("smtp-in-oak", "smtp-out-oak", "maildrop-oak"))
+    for host, ports in again.items():
+        for port in ports:
+            callers = [rule for rule in own(bundles, host) if re.search(rf"[ {{]{port}[ ,]", rule)]
+            assert callers and all(re.match('meta skuid "(postfix|vmail)"', rule) for rule in callers), (host, port)
+
+
 def test_who_has_no_business_outside_gets_nowhere(bundles: dict[str, dict[str, Any]]) -> None:
     for host, users in (("frontend-oak", '"redis", "webmail"'), ("smtp-in-oak", '"opendkim", "postsrsd"')):
         assert f"oif != lo meta skuid {{ {users} }} reject" in text(bundles, host, "/etc/nftables.conf")
