@@ -33,12 +33,18 @@ def _passwd_file(lines: Mapping[str, str]) -> str:
     return "".join(f"{name}:{rest}\n" for name, rest in sorted(lines.items()))
 
 
+def looked_up(login: str) -> tuple[str, ...]:
+    """Under which names Dovecot looks for what was typed: 2.3 puts a backslash before an apostrophe, 2.4 does not."""
+    return tuple(dict.fromkeys((login, login.replace("'", "\\'"))))
+
+
 def logins_file(stack: Stack, *, machines: bool = False) -> SecretFile:
     """The passwords, by what users log in by. Whoever logs in is the account (``user`` in passdb extra fields)."""
-    lines = {}
+    lines: dict[str, str] = {}
     for login, account in stack.logins.items():
         password = stack.accounts[account].password.get_secret_value()
-        lines[login] = password if login == account else f"{password}::::::user={account}"
+        rest = password if login == account else f"{password}::::::user={account}"
+        lines |= dict.fromkeys(looked_up(login), rest)
     for name, user in stack.machine_users.items() if machines else ():
         lines[name] = _hash(stack, name, user.password.get_secret_value())
     return SecretFile(LOGINS, "logins", _passwd_file(lines), **OWN)
