@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from model.network import Role
 from model.stack import Host, Stack
@@ -16,6 +17,10 @@ SIEVE, SIEVE_PROXY = 4190, 14190
 SIEVE_MAIL = 10026
 """On loopback: where Dovecot brings what users' filters send."""
 SCRIPTS = "/etc/dovecot/sieve"
+FILTER_MAIL = "/usr/local/lib/posthorn/filter-mail"
+AUTHORS = "/etc/dovecot/authors"
+PROTECTED = ("From", "Sender", "Resent-From", "Resent-Sender", "Delivered-To", "X-Sieve-Redirected-From")
+"""Headers that no filter changes: the authors of a mail, and what stops it from going round."""
 QUOTA_WARNING = "/usr/local/lib/posthorn/quota-warning"
 PURGE = "posthorn-purge.timer"
 GRACE_MB = 10
@@ -66,7 +71,10 @@ def configure(stack: Stack, host: Host) -> Service:
                 quota_warning=QUOTA_WARNING,
                 grace=f"{GRACE_MB}M",
                 trash=f"{GRACE_MB + 2 * math.ceil(stack.limits.message_size / 2**20)}M",
-                modes={QUOTA_WARNING: "0755"},
+                modes={QUOTA_WARNING: "0755", FILTER_MAIL: "0755"},
+                filter_mail=FILTER_MAIL,
+                authors=AUTHORS,
+                protected=PROTECTED,
                 addresses={account: stack.primary_address(account) for account in stack.accounts},
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
             ),
@@ -74,6 +82,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 "/etc/postfix/mailboxes",
                 table({postfix.mailbox(stack, account): account for account in stack.accounts}),
             ),
+            File(AUTHORS, table(_authors(stack))),
             dovecot.mailboxes_file(stack, host),
         ),
         secret_files=(dovecot.logins_file(stack),),
@@ -108,3 +117,10 @@ def configure(stack: Stack, host: Host) -> Service:
             *(Listen(port, frm=frontends, unless=replication.FILLING) for port in (IMAPS_PROXY, SIEVE_PROXY)),
         ),
     )
+
+
+def _authors(stack: Stack) -> Iterator[tuple[str, str]]:
+    """What a user's filters may write as, the address first that they write as by themselves."""
+    for account in stack.accounts:
+        first, all_of_them = stack.primary_address(account), sorted(set(stack.addresses_of(account)))
+        yield account, ",".join([first, *(address for address in all_of_them if address != first)])

@@ -13,8 +13,8 @@ SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL = 587, 10587, 12587
 """Ports for clients of the sites, for front ends, who say by the PROXY protocol who is behind them, and for webmail."""
 SUBMISSIONS_PROXY = 10465
 """For front ends too: TLS from the first byte (RFC 8314 section 3.3), which the world finds on 465."""
-MAILBOXES, REDIRECTED = 10588, 10589
-"""Ports for the mailbox hosts alone: what they say themselves, and what users' filters send on."""
+MAILBOXES, REDIRECTED, SAID = 10588, 10589, 10591
+"""Ports for the mailbox hosts alone: what they say themselves, what users' filters send on, and what those say."""
 FOLD = 10590
 """On loopback: where mails go whose lines are broken before they are signed."""
 PORTS = (SUBMISSION, SUBMISSION_PROXY, SUBMISSIONS_PROXY, SUBMISSION_WEBMAIL)
@@ -49,6 +49,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 mailboxes=MAILBOXES,
                 redirected=REDIRECTED,
                 fold=FOLD,
+                said=SAID,
                 maildrops=stack.local_addresses(Role.MAILDROP),
                 submission_webmail=SUBMISSION_WEBMAIL,
                 logins=dovecot.LOGINS,
@@ -73,7 +74,7 @@ def configure(stack: Stack, host: Host) -> Service:
         listens=(
             Listen(SUBMISSION, frm=Source.SITES),
             *(Listen(port, frm=stack.local_addresses(Role.FRONTEND)) for port in (SUBMISSION_PROXY, SUBMISSIONS_PROXY)),
-            *(Listen(port, frm=stack.local_addresses(Role.MAILDROP)) for port in (MAILBOXES, REDIRECTED)),
+            *(Listen(port, frm=stack.local_addresses(Role.MAILDROP)) for port in (MAILBOXES, REDIRECTED, SAID)),
             *((Listen(SUBMISSION_WEBMAIL, frm=webmails),) if webmails else ()),
         ),
     )

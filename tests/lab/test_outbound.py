@@ -28,6 +28,7 @@ from tests.lab.steps import (
     submission,
     tried_again,
 )
+from tests.lab.test_sieve import filtered
 
 SENDS_FIRST = "smtp-out-oak"
 """The submission host that the front ends prefer."""
@@ -180,6 +181,12 @@ def test_an_account_writes_to_so_many_recipients_a_day_from_wherever_and_no_more
     # A name with its domain is the same account.
     assert sent("ann") == (451, words) and sent("ann", "ann@hill.example") == (451, words)
     assert sent("ben")[0] == 250
+    # What filters send counts too.
+    with filtered(lab, "ann", "".join(f'redirect "bob+{n}@far.example";' for n in range(4))):
+        foreign.send(lab.state, sender="bob@far.example", to="ann@hill.example", subject="Four more")
+        later = eventually(lambda: log(lab, "maildrop-oak", r"status=deferred.*too many recipients today"))
+        for queue_id in set(re.findall(r"^(\w+): to=", later, re.MULTILINE)):
+            lab.run("maildrop-oak", "postsuper", "-d", queue_id)
 
 
 HOLD = """

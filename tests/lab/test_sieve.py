@@ -12,7 +12,7 @@ import pytest
 
 from lab import foreign
 from tests.lab.conftest import Lab
-from tests.lab.steps import INSIDE, abroad, eventually, in_mailbox, on, tried_again
+from tests.lab.steps import INSIDE, abroad, eventually, id_of, in_mailbox, mail, on, submission, tried_again
 
 MAILDROPS = ("maildrop-oak", "maildrop-elm")
 
@@ -21,7 +21,7 @@ MAILDROPS = ("maildrop-oak", "maildrop-elm")
 def filtered(lab: Lab, user: str, script: str) -> Iterator[None]:
     """A filter that a user puts over ManageSieve, at work at both hosts; afterwards the user has none."""
     said = lab.client("sieve", server="imap.hill.example", user=user, name="trial", script=script)["said"]
-    assert said[-1].startswith("OK"), said
+    assert not [line for line in said if line.startswith("NO")], said
     for host in MAILDROPS:
         eventually(lambda host=host: "trial ACTIVE" in lab.run(host, "doveadm", "sieve", "list", "-u", user).stdout)  # type: ignore[misc]
     try:
@@ -52,20 +52,76 @@ def test_mail_that_a_filter_sends_on_passes_spf_and_keeps_its_signature_and_seal
         assert name not in header, header
 
 
-def test_a_false_author_gets_no_signature_of_ours_by_being_sent_on(lab: Lab) -> None:
+HAND_IN = """
+import json, smtplib, ssl, sys
+smtp = smtplib.SMTP("198.18.1.13", local_hostname="smtp-in.hill.example")
+smtp.starttls(context=ssl._create_unverified_context())
+smtp.sendmail("x@far.example", ["ben@maildrop.net.hill.example"], json.load(sys.stdin))
+"""
+
+
+def test_a_false_author_of_ours_is_not_sent_on_and_the_user_hears_of_it(lab: Lab) -> None:
     token = secrets.token_hex(8)
     text = f"From: ann@hill.example\nTo: ben@hill.example\nSubject: {token}\nMessage-ID: <{token}@far.example>\n\nx\n"
-    program = (
-        "import json,smtplib,ssl,sys\n"
-        "smtp = smtplib.SMTP('198.18.1.13', local_hostname='smtp-in.hill.example')\n"
-        "smtp.starttls(context=ssl._create_unverified_context())\n"
-        "smtp.sendmail('x@far.example', ['ben@maildrop.net.hill.example'], json.load(sys.stdin))\n"
-    )
-    with filtered(lab, "ben", 'redirect "bob@far.example";'):
-        done = lab.run("smtp-in-oak", "python3", "-c", program, text=json.dumps(text))
+    # As if the MX had let it in.
+    with filtered(lab, "ben", 'if header :contains "message-id" "@far.example" { redirect "bob@far.example"; }'):
+        done = lab.run("smtp-in-oak", "python3", "-c", HAND_IN, text=json.dumps(text))
         assert done.returncode == 0, done.stderr
-        mail = abroad(lab, token)
-    assert "d=hill.example" not in mail.partition("\n\n")[0], mail
+        look = ("doveadm", "fetch", "-u", "ben", "text", "mailbox", "INBOX", "header", "From", "MAILER-DAEMON")
+        for host in MAILDROPS:
+            eventually(lambda host=host: token in lab.run(host, *look).stdout)  # type: ignore[misc]
+    assert not [mail for mail in foreign.mails(lab.state) if token in mail]
+
+
+def test_mail_of_another_user_is_sent_on_as_that_user_wrote_it(lab: Lab) -> None:
+    text = mail(sender="ann@hill.example", to="ben@hill.example")
+    sent = {"from": "ann@hill.example", "recipients": ["ben@hill.example"], "data": text}
+    with filtered(lab, "ben", 'redirect "bob@far.example";'):
+        assert submission(lab, user="ann", **sent)["end"][0] == 250
+        header = abroad(lab, id_of(text)).partition("\n\n")[0]
+    assert "Return-Path: <ben@hill.example>" in header
+    assert re.search(r"dkim=pass .*header.d=hill.example", header) and "dmarc=pass" in header
+
+
+AS_ANN = """
+require ["enotify", "vacation", "editheader", "variables"];
+notify :from "ann@hill.example" :message "told {token}" "mailto:bob@far.example?from=ann@hill.example";
+vacation :days 1 :handle "{token}" :from "Ann <ann@hill.example>" :subject "away {token}" :mime text:
+From: ann@hill.example
+X-Sieve-Redirected-From: ann@hill.example
+Content-Type: text/plain
+
+I am ann, pay at once.
+.
+;
+"""
+
+
+def test_a_filter_writes_as_its_user_and_as_nobody_else(lab: Lab) -> None:
+    token = secrets.token_hex(8)
+    with filtered(lab, "ben", AS_ANN.format(token=token)):
+        foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Hello")
+        mails = [abroad(lab, f"{word} {token}") for word in ("told", "away")]
+    for text in mails:
+        header = text.partition("\n\n")[0]
+        assert re.findall(r"^From: (.*)$", header, re.MULTILINE) == ["<ben@hill.example>"], header
+        assert re.search(r"^Return-Path: <(ben@hill.example)?>", header, re.MULTILINE), header
+        assert "dkim=pass" in header and "X-Posthorn-Filter" not in header, header
+        assert "Message-ID: <dovecot-sieve-" in header and "@imap.hill.example>" in header, header
+        for name in INSIDE:
+            assert name not in header, header
+
+
+def test_a_refusal_of_a_filter_tells_the_address_and_no_host_inside(lab: Lab) -> None:
+    token = secrets.token_hex(8)
+    with filtered(lab, "ben", f'require "reject"; reject "no {token}";'):
+        foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Please")
+        text = abroad(lab, f"no {token}", "multipart/report")
+    assert (
+        "<ben@hill.example> was automatically rejected" in text and "Final-Recipient: rfc822; ben@hill.example" in text
+    )
+    for name in INSIDE:
+        assert name not in text, text
 
 
 def test_an_answer_of_a_filter_is_signed_and_answers_no_answer(lab: Lab) -> None:
@@ -136,10 +192,14 @@ def test_mail_to_a_subaddress_goes_to_its_folder_where_the_user_has_one_and_it_i
 
 
 def test_a_filter_may_edit_headers_and_run_nothing(lab: Lab) -> None:
-    script = 'require "editheader"; addheader "X-Trial" "yes";'
-    with filtered(lab, "ben", script):
+    author = 'deleteheader "From"; addheader "From" "ann@hill.example"; addheader "Sender" "ann@hill.example";'
+    with filtered(lab, "ben", f'require "editheader"; addheader "X-Trial" "yes"; {author}'):
         message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Edited")
-        assert "X-Trial: yes" in in_mailbox(lab, "ben", message_id)
+        arrived = in_mailbox(lab, "ben", message_id)
+    # But for who wrote it.
+    assert "X-Trial: yes" in arrived and "ann@hill.example" not in arrived and "\nFrom: Bob <bob@far" in arrived, (
+        arrived
+    )
     script = 'require "vnd.dovecot.pipe"; pipe "learn";'
     said = lab.client("sieve", server="imap.hill.example", user="ben", name="bad", script=script)["said"]
     assert said[-1].startswith("NO"), said
@@ -196,11 +256,20 @@ def test_mail_for_a_full_mailbox_waits_at_smtp_in_and_comes_when_there_is_room(l
         return any(re.search(r"STORAGE \d+ 1\b", line) for line in quota)
 
     eventually(told)
+
+    def waits() -> list[str]:
+        return [host for host in inbound if "The mailbox is full" in lab.run(host, "postqueue", "-p").stdout]
+
     message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="No room")
-
-    def waits() -> bool:
-        return any("The mailbox is full" in lab.run(host, "postqueue", "-p").stdout for host in inbound)
-
+    for host in eventually(waits):
+        # When it has waited for too long, its sender hears of it, and nothing of the hosts inside.
+        lab.run(host, "postsuper", "-e", "ALL", "deferred")
+        lab.run(host, "postqueue", "-f")
+    report = abroad(lab, message_id, "multipart/report")
+    assert "<ben@hill.example>: host" in report and "Final-Recipient: rfc822;ben@hill.example" in report, report
+    for name in INSIDE:
+        assert name not in report, report
+    message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="Still no room")
     eventually(waits)
     for host in MAILDROPS:
         lab.run(host, "sh", "-c", "test -e /etc/dovecot/users.kept && cp -a /etc/dovecot/users.kept /etc/dovecot/users")

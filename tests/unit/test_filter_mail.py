@@ -1,0 +1,108 @@
+"""What stands between users' filters and Postfix: whoever they write as, the user's name goes with it."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from model.stack import Stack
+from services.bundle import bundle
+
+DORA = "dora dora@hill.example,info@hill.example"
+
+
+@pytest.fixture
+def program(stack: Stack, tmp_path: Any) -> Any:
+    """The program of a mailbox host, with dora's addresses, and Postfix that only notes what it gets."""
+    files = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]
+    text = files["/usr/local/lib/posthorn/filter-mail"]["content"]
+    (tmp_path / "authors").write_text(DORA + "\n")
+    module = types.ModuleType("filter_mail")
+    exec(text.replace("/etc/dovecot/authors", str(tmp_path / "authors")), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def sent(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sends a mail as dora's filter; returns what Postfix gets: sender, recipients, text."""
+    got: list[Any] = []
+
+    class Postfix:
+        def __init__(self, *place: Any, **options: Any) -> None: ...
+
+        def __enter__(self) -> Postfix:
+            return self
+
+        def __exit__(self, *why: object) -> None: ...
+
+        def sendmail(self, sender: str, recipients: list[str], text: bytes, **options: Any) -> None:
+            got.append((sender, recipients, text.decode().replace("\r\n", "\n")))
+
+    def send(text: str, sender: str = "<>", user: str = "dora") -> Any:
+        monkeypatch.setattr(program.smtplib, "SMTP", Postfix)
+        monkeypatch.setattr(sys, "argv", ["filter-mail", user, "-i", "-f", sender, "--", "bob@far.example"])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        program.main()
+        return got[-1]
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("authors", "author"),
+    [
+        ("From: <dora@hill.example>\n", "<dora@hill.example>"),
+        ("From: Information <info+x@hill.example>\n", "Information <info+x@hill.example>"),
+        ("From: <ben@hill.example>\n", "<dora@hill.example>"),
+        ("From: dora@hill.example, ben@hill.example\n", "<dora@hill.example>"),
+        ('From: "dora@hill.example" <ben@hill.example>\n', "<dora@hill.example>"),
+        ("From: <info@hill.example>\nFrom: <ben@hill.example>\n", "<dora@hill.example>"),
+        ("from :\n ben@hill.example\n", "<dora@hill.example>"),
+        ("Sender: ben@hill.example\nResent-From: ben@hill.example\n", "<dora@hill.example>"),
+    ],
+)
+def test_what_a_filter_says_is_from_its_user(sent: Any, authors: str, author: str) -> None:
+    sender, recipients, text = sent(f"X-Sieve: P\n{authors}To: bob@far.example\n\nFrom: ben@hill.example\n")
+    assert (sender, recipients) == ("", ["bob@far.example"])
+    head, _, body = text.partition("\n\n")
+    lines = head.split("\n")
+    assert lines[0] == "X-Posthorn-Filter: dora says"
+    assert [line for line in lines if line.lower().startswith(("from", "sender", "resent"))] == [f"From: {author}"]
+    assert body == "From: ben@hill.example\n"
+
+
+@pytest.mark.parametrize(
+    ("sender", "leaves"),
+    [("ben@hill.example", "dora@hill.example"), ("info@hill.example", "info@hill.example"), ("<>", "")],
+)
+def test_the_envelope_s_sender_is_the_user_s_own(sent: Any, sender: str, leaves: str) -> None:
+    assert sent("From: <dora@hill.example>\n\nx\n", sender)[0] == leaves
+
+
+def test_what_a_filter_sends_on_keeps_its_author_and_loses_a_false_mark(sent: Any) -> None:
+    came = "X-Sieve: P\nX-Sieve-Redirected-From: dora\nX-Posthorn-Filter: ben\n says\nFrom: ben@hill.example\n\n.dot\n"
+    _, _, text = sent(came, "dora@hill.example")
+    assert text.startswith("X-Posthorn-Filter: dora redirects\nX-Sieve: P\n")
+    assert text.count("X-Posthorn-Filter") == 1 and "\nFrom: ben@hill.example\n\n.dot\n" in text
+
+
+def test_a_mark_of_dovecot_that_a_user_writes_sends_nothing_on(sent: Any) -> None:
+    text = sent("X-Sieve: P\nMessage-ID: <1@x>\nX-Sieve-Redirected-From: dora\nFrom: ben@hill.example\n\nx\n")[2]
+    assert text.startswith("X-Posthorn-Filter: dora says\nFrom: <dora@hill.example>\n")
+
+
+def test_a_refusal_of_a_filter_tells_no_name_inside(sent: Any) -> None:
+    report = (
+        "X-Sieve: P\nFrom: Mail Delivery Subsystem <postmaster@hill.example>\nSubject: refused\n"
+        'Content-Type: multipart/report; report-type=disposition-notification;\n boundary="b"\n\n'
+        "Your message to <dora@maildrop.net.hill.example> was refused\n"
+        "Reporting-UA: maildrop-oak; Dovecot\nFinal-Recipient: rfc822; dora@maildrop.net.hill.example\n"
+    )
+    text = sent(report)[2]
+    assert "net.hill.example" not in text and "maildrop-oak" not in text and "rfc822; dora@hill.example" in text
+    # The notification is from whom it is about (RFC 8098 section 3).
+    assert "\nFrom: <dora@hill.example>\n" in text
