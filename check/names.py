@@ -143,7 +143,7 @@ def _bits(key: str) -> int:
 
 
 def judge_dmarc(domain: str, answer: Answer) -> Findings:
-    """DMARC: there, one, and with a word (RFC 7489 section 6.3)."""
+    """DMARC: there, one, and with a word (RFC 9989 section 4.7)."""
     place = Place(POLICIES, domain)
     records = [tags(record) for record in answer.records if record.lower().startswith("v=dmarc1")]
     if answer.error:

@@ -35,11 +35,32 @@ class Zone:
     updates: bool = False
 
 
+POLICIES = f"""\
+_dmarc.reject 3600 TXT "v=DMARC1; p=reject; psd=n"
+reject 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} -all"
+_dmarc.quarantine 3600 TXT "v=DMARC1; p=quarantine; psd=n"
+_dmarc.trial 3600 TXT "v=DMARC1; p=reject; t=y; psd=n"
+_dmarc.mixed 3600 TXT "v=DMARC1; p=none; sp=quarantine; np=reject; psd=n"
+there.mixed 3600 TXT "nothing but"
+there.mixed 3600 MX 10 mx
+_dmarc.strict 3600 TXT "v=DMARC1; p=reject; aspf=s; psd=n"
+sub.strict 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} -all"
+_dmarc.suffix 3600 TXT "v=DMARC1; p=reject; psd=y"
+one.suffix 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} -all"
+_dmarc.doubled 3600 TXT "v=DMARC1; p=reject; psd=n"
+_dmarc.doubled 3600 TXT "v=DMARC1; p=quarantine; psd=n"
+_dmarc.loop 3600 CNAME _dmarc.pool
+_dmarc.pool 3600 CNAME _dmarc.loop
+soft 3600 TXT "v=spf1 ~all"
+soft 3600 MX 10 mx
+lists 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} -all"
+"""
+"""What domains below far.example ask by DMARC (RFC 9989): psd=n makes each an organization of its own."""
 FAR = f"""
 @ 3600 MX 10 mx
 @ 3600 TXT "v=spf1 ip4:{LAN4}.{FOREIGN} ip6:{LAN6}{FOREIGN} -all"
-_dmarc 3600 TXT "v=DMARC1; p=reject"
-mx 3600 A {LAN4}.{FOREIGN}
+_dmarc 3600 TXT "v=DMARC1; p=none"
+{POLICIES}mx 3600 A {LAN4}.{FOREIGN}
 mx 3600 AAAA {LAN6}{FOREIGN}
 mx 3600 TXT "v=spf1 a -all"
 """

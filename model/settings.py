@@ -175,7 +175,7 @@ class Dns(Frozen):
     resolver: Resolver = Resolver()
     """How the resolvers of the hosts start."""
     dmarc: str = "v=DMARC1; p=none"
-    """What receivers are to do with mail that only claims to be ours (RFC 7489 section 6.3)."""
+    """What receivers are to do with mail that only claims to be ours (RFC 9989 section 4.7)."""
     reports: MailAddress | None = None
     """Who gets the reports of others about DMARC and TLS; the postmaster when it is not said."""
     spf_all: Literal["~all", "-all"] = "~all"
@@ -246,6 +246,9 @@ class Allowed(Frozen):
     senders: tuple[Sender, ...] = ()
     """Authors (From) whose mail passes greylisting and the score of spam, where SPF or DKIM proves that it is theirs. A
     domain means those below it too. Blocklists are asked before a mail is seen: name the client for those."""
+    forwarders: tuple[DnsName, ...] = ()
+    """Domains of mailing lists and forwarders whose mail may bear authors of domains that ask to refuse it (DMARC), where
+    SPF or DKIM proves that it comes from the forwarder. A domain means those below it too."""
 
 
 class Denied(Frozen):

@@ -245,6 +245,17 @@ class Stack(StackFile):
         aliases = self.resolved_aliases(domain)
         return local in aliases or local.split("+")[0] in aliases or CATCH_ALL in aliases
 
+    def leaves(self, target: Target) -> bool:
+        """Whether an alias's target, or one that it leads to in turn, is out of the stack."""
+        local, _, domain = (target.address or "").partition("@")
+        if not domain or domain == self.mailbox_domain:
+            return False
+        if domain not in self.domains:
+            return True
+        aliases = self.resolved_aliases(domain)
+        found = aliases.get(local) or aliases.get(local.split("+")[0]) or aliases.get(CATCH_ALL, ())
+        return any(self.leaves(further) for further in found)
+
     @cached_property
     def logins(self) -> Mapping[str, str]:
         """What users may log in by, each to its account: names, and addresses whose mail goes to one account alone.

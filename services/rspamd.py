@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from model.mail import CATCH_ALL
 from model.network import Role
 from model.stack import Host, Stack
 from services import opendkim, postfix
@@ -29,8 +32,20 @@ def lists(stack: Stack) -> dict[str, tuple[object, ...]]:
         "domains": tuple(stack.domains),
         "allowed-clients": allow.clients,
         "allowed-senders": allow.senders,
+        "allowed-forwarders": allow.forwarders,
         "denied-senders": deny.senders,
+        "mailbox-hosts": stack.local_addresses(Role.MAILDROP),
     }
+
+
+def elsewhere(stack: Stack) -> Iterator[tuple[str, str]]:
+    """Addresses that lead out of the stack, wholly or in part; and the others, where a catch-all does."""
+    for domain in stack.domains:
+        aliases = stack.resolved_aliases(domain)
+        leads = {local: any(map(stack.leaves, targets)) for local, targets in aliases.items()}
+        for local, out in leads.items():
+            if out or leads.get(CATCH_ALL):
+                yield f"{'' if local == CATCH_ALL else local}@{domain}", "yes" if out else "no"
 
 
 def configure(stack: Stack, host: Host) -> Service:
@@ -56,6 +71,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
+            File("/etc/rspamd/posthorn-elsewhere", table(elsewhere(stack))),
             *(File(f"/etc/rspamd/posthorn-{name}", entries(listed)) for name, listed in lists(stack).items()),
         ),
         secret_files=(

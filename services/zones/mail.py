@@ -92,7 +92,7 @@ def service_records(stack: Stack) -> tuple[RRset, ...]:
         _forged(records, f"dns.silent[{index}]", name)
     for domain in (*stack.domains, *stack.dns.silent):
         for receiver in _receivers(stack):
-            # A receiver in another domain has to agree (RFC 7489 section 7.1).
+            # A receiver in another domain has to agree (RFC 9990 section 4).
             if domain != receiver:
                 records.texts("dns.reports", f"{domain}._report._dmarc.{receiver}", ttl.policy, "v=DMARC1")
     _authorities(records)
@@ -124,7 +124,7 @@ def _domain(records: Records, domain: str) -> None:
 
 
 def _dmarc(stack: Stack, policy: str) -> str:
-    """A DMARC policy, with an address for reports where it names none (RFC 7489 section 6.3)."""
+    """A DMARC policy, with an address for reports where it names none (RFC 9989 section 4.7)."""
     return policy if "rua=" in policy else f"{policy.rstrip('; ')}; rua=mailto:{stack.reports_to}"
 
 

@@ -221,23 +221,23 @@ def _look_ups(records: Records, name: str, seen: tuple[str, ...]) -> int:
 
 
 def dmarc_says_a_policy(records: Records) -> Iterator[Reason]:
-    """RFC 7489 section 6.3."""
+    """RFC 9989 section 4.7."""
     for rrset in records.of_type("TXT"):
         if not rrset.name.startswith("_dmarc."):
             continue
         if len(rrset.records) > 1:
-            yield rrset, "a domain has one DMARC record (RFC 7489 section 6.6.3)"
+            yield rrset, "a domain has one DMARC record (RFC 9989 section 4.10)"
         for value in map(joined, rrset.records):
             parts = [tag.partition("=") for tag in value.split(";") if tag.strip()]
             tags = [(name.strip(), said.strip()) for name, _, said in parts]
             names, said = [name for name, _ in tags], dict(tags)
             if tags[:1] != [("v", "DMARC1")] or len(set(names)) < len(names):
-                yield rrset, f"{value!r} is not v=DMARC1 and then tags, each once (RFC 7489 section 6.3)"
+                yield rrset, f"{value!r} is not v=DMARC1 and then tags, each once (RFC 9989 section 4.7)"
             if said.get("p") not in ("none", "quarantine", "reject"):
-                yield rrset, "has no policy p=none, quarantine or reject (RFC 7489 section 6.3)"
+                yield rrset, "has no policy p=none, quarantine or reject (RFC 9989 section 4.7)"
             for kind in ("rua", "ruf"):
                 if not all(re.match(r"mailto:[^@]+@", uri.strip()) for uri in said.get(kind, "mailto:a@b").split(",")):
-                    yield rrset, f"{kind} is not a list of mailto: addresses (RFC 7489 section 6.3)"
+                    yield rrset, f"{kind} is not a list of mailto: addresses (RFC 9989 section 4.7)"
 
 
 def a_dkim_record_is_at_its_place(records: Records) -> Iterator[Reason]:

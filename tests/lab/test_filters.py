@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -93,10 +94,109 @@ def test_a_mail_that_a_lost_scanner_held_is_scanned_by_another(all_well: Lab) ->
     assert "203.0.113.68" in log
 
 
+# Who writes as whom, and what the domains of authors ask (RFC 9989)
+
+
 @pytest.mark.parametrize("site", MX)
 @pytest.mark.parametrize("recipient", ["ann@hill.example", "partner@hill.example"])
 def test_a_stranger_does_not_write_as_one_of_us(all_well: Lab, site: str, recipient: str) -> None:
     text = mail(sender="ben@hill.example", to=recipient)
     sent = {"source": "203.0.113.68", "from": "x@far.example", "recipients": [recipient], "data": text}
     code, words = talk(all_well, server=MX[site], **sent)["end"]
-    assert (code, words) == (554, "5.7.1 this mail is not from ben@hill.example (RFC 7489)")
+    assert (code, words) == (554, "5.7.1 this mail is not from ben@hill.example (RFC 9989)")
+
+
+HAND_OVER = """
+import json, smtplib, sys
+said = []
+for sender, to, text in json.load(sys.stdin):
+    with smtplib.SMTP("198.51.100.2", 25, "mx.far.example", timeout=30) as smtp:
+        smtp.starttls()
+        smtp.ehlo(), smtp.mail(sender), smtp.rcpt(to)
+        code, words = smtp.data(text.encode())
+        said.append((code, words.decode()))
+print(json.dumps(said))
+"""
+
+
+def handed_over(lab: Lab, *mails: tuple[str, str, str]) -> list[tuple[int, str]]:
+    """What the MX says to mails of the foreign host, each with its sender, recipient and text."""
+    done = lab.run("foreign", "python3", "-c", HAND_OVER, text=json.dumps(mails))
+    assert done.returncode == 0, done.stderr
+    return [(code, words) for code, words in json.loads(done.stdout)]
+
+
+def written_as(author: str, to: str = "ann@hill.example") -> str:
+    return mail(to=to).removesuffix(".\r\n").replace("From: <bob@far.example>", f"From: {author}")
+
+
+ONE = "one From header"
+OURS = "not from ben@hill.example"
+ASKED = "has mail refused that is not proved"
+REFUSED = {
+    "<bob@far.example>\r\nFrom: <ben@hill.example>": ONE,
+    "<ben@hill.example>\r\nFrom: <bob@far.example>": ONE,
+    "<bob@far.example>\r\nFrom : <ben@hill.example>": ONE,
+    "Friends: bob@far.example, ben@hill.example;": ONE,
+    "undisclosed-authors:;": ONE,
+    "ben": ONE,
+    "bob@far.example, ben@hill.example": OURS,
+    '"bob@far.example" <ben@hill.example>': OURS,
+    "<ben@sub.hill.example>": "not from ben@sub.hill.example",
+    "<BEN@Hill.Example>": "not from BEN@Hill.Example",
+    "<x@reject.far.example>": ASKED,
+    "bob@far.example, x@reject.far.example": ASKED,
+    "<x@sub.reject.far.example>": ASKED,
+    "<x@nowhere.mixed.far.example>": ASKED,
+    "<x@one.suffix.far.example>": ASKED,
+    "<x@loop.far.example>": "the DNS does not say now who may write as loop.far.example",
+}
+PROVED = {
+    "<x@strict.far.example>": "y@sub.strict.far.example",
+    "<x@other.suffix.far.example>": "y@one.suffix.far.example",
+}
+"""Authors of whom SPF proves another domain, which is not enough."""
+TAKEN = [
+    ("x@quarantine.far.example", "y@one.suffix.far.example", "Junk"),
+    ("x@there.mixed.far.example", "y@one.suffix.far.example", "Junk"),
+    ("x@mixed.far.example", "y@one.suffix.far.example", "INBOX"),
+    ("x@trial.far.example", "y@one.suffix.far.example", "INBOX"),
+    ("x@doubled.far.example", "y@one.suffix.far.example", "INBOX"),
+    # Proved by SPF, of the domain itself and of its organization.
+    ("x@reject.far.example", "y@reject.far.example", "INBOX"),
+    ("x@sub.reject.far.example", "y@reject.far.example", "INBOX"),
+    ("x@mail.one.suffix.far.example", "y@one.suffix.far.example", "INBOX"),
+    ("x@sub.strict.far.example", "y@sub.strict.far.example", "INBOX"),
+    # A mailing list that the stack lets through.
+    ("x@reject.far.example", "y@lists.far.example", "INBOX"),
+]
+
+
+def test_an_author_who_is_not_proved_is_refused_as_the_domain_asks(all_well: Lab) -> None:
+    wanted = {**REFUSED, **dict.fromkeys(PROVED, ASKED)}
+    sent = [(PROVED.get(author, "bob@far.example"), "ann@hill.example", written_as(author)) for author in wanted]
+    for author, (code, words) in zip(wanted, handed_over(all_well, *sent), strict=True):
+        assert code == (451 if "loop" in author else 554) and wanted[author] in words, (author, code, words)
+
+
+def test_an_author_is_taken_as_the_domain_asks(all_well: Lab) -> None:
+    sent = [(envelope, "ann@hill.example", written_as(f"<{author}>")) for author, envelope, _ in TAKEN]
+    for case, (code, words) in zip(TAKEN, handed_over(all_well, *sent), strict=True):
+        assert code == 250, (case, words)
+    for (author, _, folder), (_, _, text) in zip(TAKEN, sent, strict=True):
+        assert in_mailbox(all_well, "ann", id_of(text), folder=folder), author
+
+
+# What an alias sends on
+
+
+def test_neither_spam_nor_a_mail_of_a_forged_sender_is_sent_on(all_well: Lab) -> None:
+    sent = [
+        ("x@reject.far.example", to, written_as("<x@quarantine.far.example>", to))
+        for to in ("partner@hill.example", "partner+x@moor.example", "team@hill.example")
+    ]
+    for code, words in handed_over(all_well, *sent):
+        assert code == 554 and "looks like spam, and" in words and "leads elsewhere" in words, words
+    forged = ("bob@soft.far.example", "partner@hill.example", written_as("<bob@soft.far.example>"))
+    ((code, words),) = handed_over(all_well, forged)
+    assert code == 554 and "bob@soft.far.example is not proved to have sent this mail" in words, words

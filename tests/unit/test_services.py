@@ -18,6 +18,7 @@ from model.stack import Host, Stack
 from services import smtp_in
 from services.bundle import Conflict, bundle, secrets
 from services.roles import services_of
+from services.rspamd import elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -463,3 +464,14 @@ def test_a_machine_of_ours_is_asked_for_its_addresses_and_a_rented_one_is_not(
         asked = [probe["addresses"] for probe in bundle(stack, host)["health"] if probe["kind"] == "addresses"]
         own = [str(address) for address in (*host.addresses.local, *host.addresses.public)]
         assert asked == ([own] if host.machine else [])
+
+
+def test_the_scanner_knows_which_addresses_lead_out_of_the_stack(config: dict[str, Any]) -> None:
+    config["domains"]["dale.example"]["aliases"] = {"*": "team@hill.example", "ann": "ann", "mine": "info@hill.example"}
+    leads = dict(elsewhere(parse("lab", "Pulumi.lab.yaml", config)))
+    assert {address for address in leads if address.endswith("@hill.example")} == {
+        f"{local}@hill.example" for local in ("partner", "team", "gone", "strict", "misled")
+    }
+    assert leads["team@moor.example"] == "yes"
+    # A catch-all leads out, so the others have to be named.
+    assert leads["@dale.example"] == "yes" and leads["ann@dale.example"] == leads["mine@dale.example"] == "no"
