@@ -7,7 +7,7 @@ from typing import Any
 from model.network import Role
 from model.stack import Host, Stack
 from services import identity, opendkim
-from services.render import render_tree
+from services.render import render, render_tree
 from services.service import Check, Directory, File, Sandbox, Unit
 from services.table import table
 
@@ -75,6 +75,11 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, size: int, **val
         *rendered,
         File(f"{FOLDER}aliases", table(own)),
         File(f"{FOLDER}own-senders", table(senders)),
+        # smtp-in has an address that was written to for every recipient, the mailbox hosts for their mailboxes.
+        File(
+            f"{FOLDER}reports",
+            render("postfix/reports.j2", stack=stack, renames=tree != "smtp-out", final=tree == "smtp-in"),
+        ),
         *((File(f"{FOLDER}sni", sni),) if sni else ()),
     )
 

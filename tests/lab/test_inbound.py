@@ -48,11 +48,11 @@ def signature(lab: Lab, text: str) -> str:
     return str(dkim.sign(text.encode(), b"far", b"far.example", key).decode())
 
 
-def hand_over(lab: Lab, server: str, *recipients: str) -> list[str]:
+def hand_over(lab: Lab, server: str, *recipients: str, sender: str = "bob@far.example") -> list[str]:
     """The foreign host signs mails and gives them to one MX, in one session. Returns their Message-IDs."""
     texts = [mail(to=to).removesuffix(".\r\n") for to in recipients]
     texts = [signature(lab, text) + text for text in texts]
-    task = {"server": server, "sender": "bob@far.example", "mails": list(zip(recipients, texts, strict=True))}
+    task = {"server": server, "sender": sender, "mails": list(zip(recipients, texts, strict=True))}
     done = lab.run("foreign", "python3", "-c", HAND_OVER, text=json.dumps(task))
     assert done.returncode == 0, done.stderr
     return [id_of(text) for text in texts]
@@ -128,6 +128,11 @@ def test_no_way_of_writing_an_address_leads_through(lab: Lab, site: str, to: str
     assert code in (501, 504, 550, 553, 554), text
 
 
+def test_a_sender_without_a_domain_is_nobody(lab: Lab) -> None:
+    code, text = talk(lab, **UNLISTED | {"from": "root"})["rcpt"]
+    assert code == 504 and "need fully-qualified address" in text, text
+
+
 @pytest.mark.parametrize("name", ["a..name", "-"])
 def test_a_greeting_that_is_no_name_is_refused(lab: Lab, name: str) -> None:
     assert talk(lab, **UNLISTED | {"helo": name})["rcpt"][0] == 501
@@ -196,7 +201,7 @@ def test_a_listed_client_that_is_let_in_by_word_passes_lists_and_scores(lab: Lab
     assert talk(lab, **sent | {"recipients": ["nobody-here@hill.example"]})["rcpt"][0] == 550
     assert talk(lab, **sent | {"data": bare(lab, "ben@hill.example")})["end"] == (
         554,
-        "5.7.1 this mail is not from ben@hill.example (RFC 7489)",
+        "5.7.1 this mail is not from ben@hill.example (RFC 9989)",
     )
     gtube = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
     assert talk(lab, **sent | {"data": mail(body=gtube)})["end"][0] == 554
@@ -377,6 +382,13 @@ def test_the_bounce_of_a_forwarded_mail_is_signed_and_reaches_its_sender(lab: La
     assert "dkim=pass" in text
     for word in INSIDE:
         assert word not in text, text
+
+
+@pytest.mark.parametrize("sender", ['"john doe"@far.example', "a%b@far.example", f"{'x' * 60}@far.example"])
+def test_a_sender_whose_bounces_could_not_come_back_is_left_as_it_is(lab: Lab, sender: str) -> None:
+    (message_id,) = hand_over(lab, MX["ash"], "team@hill.example", sender=sender)
+    text = abroad(lab, message_id, "To: <team@hill.example>")
+    assert f"Return-Path: <{sender}>" in text and "dkim=pass" in text, text
 
 
 @pytest.mark.parametrize("site", ["oak", "elm"])

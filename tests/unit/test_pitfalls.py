@@ -84,16 +84,35 @@ def test_bounces_are_signed_where_they_leave(files: dict[str, dict[str, str]]) -
     assert "2001:db8:1:1::13" in files["smtp-out-elm"]["/etc/opendkim.conf"]
 
 
-def test_what_filters_send_on_is_never_signed(files: dict[str, dict[str, str]]) -> None:
+def test_what_filters_send_is_held_to_the_user_and_only_what_they_say_is_signed(
+    files: dict[str, dict[str, str]],
+) -> None:
     checks = files["maildrop-elm"]["/etc/postfix/sieve"]
-    assert "/^X-Sieve-Redirected-From:/  FILTER smtp-out:[smtp-out.net.hill.example]:10589\n" in checks
+    for what, port in (("says", 10590), ("redirects", 10589)):
+        assert f"/^X-Posthorn-Filter: [^ ]+ {what}$/  FILTER smtp-out:[smtp-out.net.hill.example]:{port}\n" in checks
     services = re.split(r"\n(?=\S)", files["smtp-out-oak"]["/etc/postfix/master.cf"])
-    redirected = next(text for text in services if text.startswith("10589"))
-    assert "-o smtpd_milters=\n" in redirected
-    own = next(text for text in services if text.startswith("10588"))
+    own, redirected, said = (next(text for text in services if text.startswith(f"105{port}")) for port in (88, 89, 90))
     assert "-o smtpd_milters=inet:127.0.0.1:8891\n" in own
-    for text in (own, redirected):
+    assert "-o smtpd_milters=inet:127.0.0.1:11332\n" in redirected
+    # As what users submit: the scanner, then the signer.
+    assert "smtpd_milters" not in said
+    assert main_cf(files, "smtp-out-oak")["smtpd_milters"] == "inet:127.0.0.1:11332, inet:127.0.0.1:8891"
+    for text in (own, redirected, said):
         assert "check_client_access cidr:/etc/postfix/maildrops, reject" in text
+    # The scanner believes a mailbox host, and nobody else, whose filter a mail is of.
+    assert files["frontend-ash"]["/etc/rspamd/posthorn-mailbox-hosts"].split() == [
+        *("198.18.1.13", "2001:db8:1:1::13", "198.18.2.13", "2001:db8:1:2::13")
+    ]
+
+
+def test_no_stranger_s_sender_becomes_ours(files: dict[str, dict[str, str]]) -> None:
+    for host in POSTFIX:
+        assert "sender_canonical_maps" not in main_cf(files, host)
+        services = re.split(r"\n(?=\S)", files[host]["/etc/postfix/master.cf"])
+        users = [text.split()[0] for text in services if "own-senders" in text]
+        assert users == ["own-cleanup"]
+        assert [text.split()[0] for text in services if "cleanup_service_name=own-cleanup" in text] == ["pickup"]
+    assert "reject_non_fqdn_sender" in main_cf(files, "smtp-in-oak")["smtpd_recipient_restrictions"]
 
 
 def test_clients_are_known_behind_the_front_ends_and_nobody_else_may_say_who_they_are(
@@ -111,8 +130,86 @@ def test_srs_is_for_what_leaves_and_headers_of_others_stay(files: dict[str, dict
     settings = main_cf(files, "smtp-in-ash")
     assert settings["local_header_rewrite_clients"] == ""
     assert settings["recipient_canonical_classes"] == "envelope_recipient"
-    assert "10001" not in settings["sender_canonical_maps"]
+    assert "sender_canonical_maps" not in settings
     assert "sender_canonical_maps=tcp:127.0.0.1:10001" in files["smtp-in-ash"]["/etc/postfix/master.cf"]
+
+
+SRS = re.compile(r"^/(.*)/  out:$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("sender", "is_rewritten"),
+    [
+        ("bob@far.example", True),
+        ("o'neil+list=a.b@far.example", True),
+        ("john doe@far.example", False),
+        ("a@b@far.example", False),
+        ("a%b@far.example", False),
+        ("a!b@far.example", False),
+        ("jörg@far.example", False),
+        # With 14 octets more the local part is of 64, or of one more.
+        (f"{'x' * 39}@far.example", True),
+        (f"{'x' * 40}@far.example", False),
+        ("SRS0=abcd=JP=a.long.name.of.some.example=who@fwd.example", True),
+        ("SRS0=abcd=JP=a.longer.name.of.some.example=whoever@fwd.example", False),
+        ("SRS1=abcd=first.example==abcd=JP=a.longer.name.of.example=who@fwd.example", True),
+    ],
+)
+def test_a_sender_is_rewritten_where_its_bounces_come_back(
+    files: dict[str, dict[str, str]], sender: str, is_rewritten: bool
+) -> None:
+    assert main_cf(files, "smtp-in-oak")["sender_dependent_default_transport_maps"] == "pcre:/etc/postfix/unrewritten"
+    patterns = SRS.findall(files["smtp-in-oak"]["/etc/postfix/unrewritten"])
+    assert len(patterns) == 3
+    assert any(re.search(pattern, sender, re.IGNORECASE) for pattern in patterns) != is_rewritten
+
+
+REPORT = """\
+<cid@maildrop.net.hill.example> (expanded from <cid@hill.example>): host maildrop.oak.net.hill.example[::1] said: no
+<cid@maildrop.net.hill.example> (expanded from <cid@hill.example>): host
+    maildrop.oak.net.hill.example[198.18.1.13] said: 452 4.2.2 The mailbox
+<cid@maildrop.net.hill.example> (expanded from
+    <cid@hill.example>): connect to maildrop.oak.net.hill.example[198.18.1.13]:25: refused
+Final-Recipient: rfc822; cid@maildrop.net.hill.example
+Original-Recipient: rfc822;cid@hill.example
+Remote-MTA: dns; maildrop.oak.net.hill.example
+Diagnostic-Code: smtp; 452 4.2.2 <cid@maildrop.net.hill.example>: full at maildrop.oak.net.hill.example
+Received: from smtp-in-oak.net.hill.example (x [198.18.1.11]) by imap.hill.example
+See www.hill.example, and net.hill.example.far.example.
+"""
+TOLD = """\
+<cid@hill.example>: host the mailbox host said: no
+<cid@hill.example>: host
+    (a host inside) said: 452 4.2.2 The mailbox
+An address that you wrote to (expanded from
+    <cid@hill.example>): connect to (a host inside) refused
+Final-Recipient: rfc822;cid@hill.example
+Diagnostic-Code: (hosts inside)
+See www.hill.example, and net.hill.example.far.example.
+"""
+
+
+def test_a_report_tells_the_address_that_was_written_to_and_no_host_inside(files: dict[str, dict[str, str]]) -> None:
+    for host in ("smtp-in-oak", "maildrop-oak"):
+        rules = re.findall(r"^/(.*)/  (IGNORE|REPLACE .*)$", files[host]["/etc/postfix/reports"], re.MULTILINE)
+        told = []
+        for line in REPORT.splitlines():
+            for pattern, action in rules:
+                if re.search(pattern, line, re.IGNORECASE):
+                    found = re.search(pattern, line, re.IGNORECASE)
+                    assert found
+                    if action != "IGNORE":
+                        text = action.removeprefix("REPLACE ")
+                        for number in (1, 2, 3):
+                            text = text.replace(
+                                f"${number}", (found.group(number) or "") if f"${number}" in text else ""
+                            )
+                        told.append(text)
+                    break
+            else:
+                told.append(line)
+        assert "\n".join(told) + "\n" == TOLD
+        assert "body_checks=regexp:/etc/postfix/reports" in files[host]["/etc/postfix/master.cf"]
 
 
 @pytest.mark.parametrize("release", [12, 13])
