@@ -247,7 +247,7 @@ class Allowed(Frozen):
     """Authors (From) whose mail passes greylisting and the score of spam, where SPF or DKIM proves that it is theirs. A
     domain means those below it too. Blocklists are asked before a mail is seen: name the client for those."""
     forwarders: tuple[DnsName, ...] = ()
-    """Domains of mailing lists and forwarders whose mail may bear authors of domains that ask to refuse it (DMARC), where
+    """Mailing lists and forwarders whose mail may bear authors of domains that ask to refuse it (DMARC), where
     SPF or DKIM proves that it comes from the forwarder. A domain means those below it too."""
 
 
