@@ -101,8 +101,11 @@ def test_a_refusal_of_a_filter_tells_no_name_inside(sent: Any) -> None:
         'Content-Type: multipart/report; report-type=disposition-notification;\n boundary="b"\n\n'
         "Your message to <dora@maildrop.net.hill.example> was refused\n"
         "Reporting-UA: maildrop-oak; Dovecot\nFinal-Recipient: rfc822; dora@maildrop.net.hill.example\n"
+        "\nReceived: from smtp-in.hill.example (smtp-in.oak.net.hill.example\n\t[198.18.1.11])\n"
+        "Received: from mx.far.example\n\tby smtp-in.hill.example\n"
     )
     text = sent(report)[2]
+    assert "198.18." not in text and "\nReceived: from mx.far.example\n\tby smtp-in.hill.example\n" in text
     assert "net.hill.example" not in text and "maildrop-oak" not in text and "rfc822; dora@hill.example" in text
     # The notification is from whom it is about (RFC 8098 section 3).
     assert "\nFrom: <dora@hill.example>\n" in text
