@@ -384,8 +384,10 @@ def test_the_bounce_of_a_forwarded_mail_is_signed_and_reaches_its_sender(lab: La
         assert word not in text, text
 
 
-@pytest.mark.parametrize("sender", ['"john doe"@far.example', "a%b@far.example", f"{'x' * 60}@far.example"])
-def test_a_sender_whose_bounces_could_not_come_back_is_left_as_it_is(lab: Lab, sender: str) -> None:
+@pytest.mark.parametrize("local", ['"john doe"', "a%b", "x" * 60])
+def test_a_sender_whose_bounces_could_not_come_back_is_left_as_it_is(lab: Lab, local: str) -> None:
+    # The foreign host lets its SPF pass, which is no longer proved.
+    sender = f"{local}@soft.far.example"
     (message_id,) = hand_over(lab, MX["ash"], "team@hill.example", sender=sender)
     text = abroad(lab, message_id, "To: <team@hill.example>")
     assert f"Return-Path: <{sender}>" in text and "dkim=pass" in text, text
