@@ -398,11 +398,15 @@ local check = rspamd_config:register_symbol({
   name = "DMARC_CHECK",
   -- Also when others have reached the limit; it waits for answers of the DNS.
   flags = "fine,coro",
+  score = 0.0,
   callback = check_authors,
 })
 -- The names by which other modules know what was found.
-for _, name in ipairs({ "CALLBACK", "POLICY_ALLOW", "POLICY_SOFTFAIL", "POLICY_QUARANTINE", "POLICY_REJECT", "NA", "DNSFAIL" }) do
+for _, name in ipairs({ "POLICY_ALLOW", "POLICY_SOFTFAIL", "POLICY_QUARANTINE", "POLICY_REJECT", "NA" }) do
   rspamd_config:register_symbol({ name = "DMARC_" .. name, type = "virtual", parent = check })
+end
+for _, name in ipairs({ "CALLBACK", "DNSFAIL" }) do
+  rspamd_config:register_symbol({ name = "DMARC_" .. name, type = "virtual", parent = check, score = 0.0 })
 end
 rspamd_config:register_symbol({ name = "ALLOWED_SENDER", type = "virtual", parent = check, score = -100 })
 rspamd_config:register_dependency("DMARC_CHECK", "R_SPF_ALLOW")
