@@ -88,7 +88,7 @@ def test_what_filters_send_is_held_to_the_user_and_only_what_they_say_is_signed(
     files: dict[str, dict[str, str]],
 ) -> None:
     checks = files["maildrop-elm"]["/etc/postfix/sieve"]
-    for what, port in (("says", 10590), ("redirects", 10589)):
+    for what, port in (("says", 10591), ("redirects", 10589)):
         assert f"/^X-Posthorn-Filter: [^ ]+ {what}$/  FILTER filters:[smtp-out.net.hill.example]:{port}\n" in checks
     # What breaks a rule comes back to the user; that a host is not known yet passes.
     filters = re.split(r"\n(?=\S)", files["maildrop-elm"]["/etc/postfix/master.cf"])
@@ -98,7 +98,7 @@ def test_what_filters_send_is_held_to_the_user_and_only_what_they_say_is_signed(
     found = re.search(pattern, "554 5.7.1 <imap.hill.example[198.18.1.13]>: Client host rejected: Access denied")
     assert found and passes == "4${1}4$2" and found[1] == "54 "
     services = re.split(r"\n(?=\S)", files["smtp-out-oak"]["/etc/postfix/master.cf"])
-    own, redirected, said = (next(text for text in services if text.startswith(f"105{port}")) for port in (88, 89, 90))
+    own, redirected, said = (next(text for text in services if text.startswith(f"105{port}")) for port in (88, 89, 91))
     assert "-o smtpd_milters=inet:127.0.0.1:8891\n" in own
     assert "-o smtpd_milters=inet:127.0.0.1:11332\n" in redirected
     # As what users submit: the scanner, then the signer.
