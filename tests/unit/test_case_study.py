@@ -176,8 +176,8 @@ def test_smtp_in_takes_25_and_465_without_a_login_and_smtp_out_its_own_ports(ipn
         return [line.split()[0] for line in lines if re.match(r"\S+\s+inet\s", line) and not line.startswith("127.")]
 
     assert services("smtp-in-nlams2") == services("maildrop0-chbtl0") == ["smtp", "smtps"]
-    # Its two twins for the front ends, one for the webmail, and two for the mailbox hosts.
-    assert services("smtp-out-frggh0") == ["587", "10587", "10465", "12587", "10588", "10589"]
+    # Its two twins for the front ends, one for the webmail, and three for the mailbox hosts.
+    assert services("smtp-out-frggh0") == ["587", "10587", "10465", "12587", "10588", "10591", "10589"]
     assert "sasl" not in file(ipng, "smtp-in-nlams2", "/etc/postfix/main.cf")
 
 
