@@ -217,6 +217,7 @@ def test_a_report_tells_the_address_that_was_written_to_and_no_host_inside(files
                 told.append(line)
         assert "\n".join(told) + "\n" == TOLD
         assert "body_checks=regexp:/etc/postfix/reports" in files[host]["/etc/postfix/master.cf"]
+        assert "bounce" in main_cf(files, host)["internal_mail_filter_classes"]
 
 
 @pytest.mark.parametrize("release", [12, 13])
