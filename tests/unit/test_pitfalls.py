@@ -175,6 +175,7 @@ REPORT = """\
 <cid@maildrop.net.hill.example> (expanded from <cid@hill.example>): host maildrop.oak.net.hill.example[::1] said: no
 <cid@maildrop.net.hill.example> (expanded from <cid@hill.example>): host
     maildrop.oak.net.hill.example[198.18.1.13] said: 452 4.2.2 The mailbox
+<cid@maildrop.net.hill.example>: host smtp-out.net.hill.example[::1] said:
 <cid@maildrop.net.hill.example> (expanded from
     <cid@hill.example>): connect to maildrop.oak.net.hill.example[198.18.1.13]:25: refused
 Final-Recipient: rfc822; cid@maildrop.net.hill.example
@@ -188,6 +189,7 @@ TOLD = """\
 <cid@hill.example>: host the mailbox host said: no
 <cid@hill.example>: host
     (a host inside) said: 452 4.2.2 The mailbox
+An address that you wrote to: host a host inside said:
 An address that you wrote to (expanded from
     <cid@hill.example>): connect to (a host inside) refused
 Final-Recipient: rfc822;cid@hill.example
