@@ -71,7 +71,9 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             *(render_tree("rspamd-private-root") if stack.dns.resolver.root_hints else ()),
             File("/etc/rspamd/posthorn-senders", table(authors(stack))),
-            File("/etc/rspamd/posthorn-elsewhere", table(elsewhere(stack))),
+            File(
+                "/etc/rspamd/posthorn-elsewhere", table((f'"{address}"', leads) for address, leads in elsewhere(stack))
+            ),
             *(File(f"/etc/rspamd/posthorn-{name}", entries(listed)) for name, listed in lists(stack).items()),
         ),
         secret_files=(

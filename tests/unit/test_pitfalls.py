@@ -107,7 +107,7 @@ def test_what_filters_send_is_held_to_the_user_and_only_what_they_say_is_signed(
     for text in (own, redirected, said):
         assert "check_client_access cidr:/etc/postfix/maildrops, reject" in text
     # The scanner believes a mailbox host, and nobody else, whose filter a mail is of.
-    assert files["frontend-ash"]["/etc/rspamd/posthorn-mailbox-hosts"].split() == [
+    assert files["frontend-ash"]["/etc/rspamd/posthorn-mailbox-hosts"].replace('"', "").split() == [
         *("198.18.1.13", "2001:db8:1:1::13", "198.18.2.13", "2001:db8:1:2::13")
     ]
 
