@@ -20,6 +20,8 @@ QUIET = 'said=$( { postconf -n; postconf -M; } 2>&1 >/dev/null ); test -z "$said
 """
 SOCKETS = Directory("/var/spool/postfix/private", mode="0700", owner="postfix")
 """Where Dovecot listens for Postfix. On Debian 13 it comes with the first start, and Dovecot may start before."""
+OWN = ("root", "postmaster", "abuse", "mailer-daemon")
+"""Whom each host knows by its own names: the postmaster reads their mail."""
 ADDED = 1048576
 """More than hosts on a mail's way add to it. Each step inwards takes so much more: what was taken fits."""
 HOPS = 100
@@ -50,7 +52,7 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, size: int, **val
     large a mail may be.
     """
     shown = identity.shown(stack, host)
-    own = dict.fromkeys(("root", "postmaster", "abuse", "mailer-daemon"), stack.postmaster_address)
+    own = dict.fromkeys(OWN, stack.postmaster_address)
     # What they write leaves with a sender that SPF knows, and whose bounces somebody reads.
     names = (host.fqdn, *(stack.public_name(name) for name in ("smtp_in", "smtp_out", "imap")))
     senders = dict.fromkeys((f"@{name}" for name in names), f"postmaster@{stack.own_domain}")

@@ -51,7 +51,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             File("/etc/postfix/clients", clients(stack)),
             File("/etc/postfix/virtual-domains", table(dict.fromkeys(stack.domains, "the stack's"))),
-            File("/etc/postfix/virtual", table(virtual(stack))),
+            File("/etc/postfix/virtual", table([*virtual(stack), *own(stack, host)])),
             File(
                 "/etc/postfix/transport",
                 table({stack.mailbox_domain: "maildrop:", DISCARDED: "discard:as the stack says"}),
@@ -88,6 +88,12 @@ def virtual(stack: Stack) -> Iterator[tuple[str, str]]:
             address = f"@{domain}" if local == CATCH_ALL else f"{local}@{domain}"
             kept = [target for target in targets if not target.discards] or list(targets)
             yield address, ", ".join(_delivered(stack, local, target) for target in kept)
+
+
+def own(stack: Stack, host: Host) -> Iterator[tuple[str, str]]:
+    """The addresses at the host's own names. local(8) would bounce a mail whose ``Delivered-To`` looks like a loop."""
+    for name in (stack.public_name("smtp_in"), host.fqdn):
+        yield from ((f"{local}@{name}", stack.postmaster_address) for local in postfix.OWN)
 
 
 def expansion(stack: Stack) -> int:

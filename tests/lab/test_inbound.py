@@ -300,6 +300,16 @@ def test_letters_of_all_alphabets_arrive_as_they_are_and_what_no_mailbox_takes_i
     assert "8BITMIME" in said and "SMTPUTF8" not in said
 
 
+def test_no_mail_comes_back_for_what_its_sender_says_of_its_way(lab: Lab) -> None:
+    texts = {}
+    for to in ("postmaster@smtp-in.hill.example", "postmaster@smtp-in.oak.net.hill.example", "ann@hill.example"):
+        texts[to] = f"Delivered-To: {to}\r\nDelivered-To: ann@maildrop.net.hill.example\r\n{mail(to=to)}"
+    for said in deliver(lab, *(letter(text, to) for to, text in texts.items())):
+        assert said[-1].startswith("250"), said
+    for text in texts.values():
+        assert in_mailbox(lab, "ann", id_of(text))
+
+
 def test_a_mail_to_many_arrives_whole_or_is_refused(lab: Lab) -> None:
     texts = []
     for many in (1500, 3000):

@@ -72,7 +72,15 @@ recipients = st.one_of(
     st.sampled_from(
         ["ann@hill.example", "ANN@Hill.Example", '"ann"@hill.example', "ann@moor.example", "info@hill.example"]
     ),
-    st.sampled_from(["ann@hill.example.", "postmaster", "Postmaster@hill.example", "@hop.example:ann@hill.example"]),
+    st.sampled_from(
+        [
+            "ann@hill.example.",
+            "postmaster",
+            "root@smtp-in.hill.example",
+            "Postmaster@hill.example",
+            "@hop.example:ann@hill.example",
+        ]
+    ),
     st.builds("ann{}@hill.example".format, details),
     st.builds('"ann+{}"@hill.example'.format, lines(TEXT, 20)),
     st.builds("{}@dale.example".format, locals_),

@@ -356,6 +356,13 @@ def test_a_submitted_mail_whose_lines_would_be_broken_is_signed_after_that(bundl
     assert services["127.0.0.1:10590/inet"]["smtpd_milters"] == "inet:127.0.0.1:8891"
 
 
+def test_no_mail_of_strangers_is_left_to_the_local_delivery(bundles: dict[str, Any]) -> None:
+    virtual = table(file(bundles, "smtp-in-elm", "/etc/postfix/virtual"))
+    aliases = table(file(bundles, "smtp-in-elm", "/etc/postfix/aliases"))
+    for name in ("smtp-in.hill.example", "smtp-in.elm.net.hill.example"):
+        assert {local: virtual[f"{local}@{name}"] for local in aliases} == aliases
+
+
 def test_an_alias_may_lead_to_all_addresses_that_there_are(config: dict[str, Any]) -> None:
     aliases = config["domains"]["hill.example"]["aliases"]
     for part in range(3):
