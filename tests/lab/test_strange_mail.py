@@ -18,7 +18,7 @@ from tests.lab.steps import MX, eventually
 
 SEED = int(os.environ.get("POSTHORN_SEED") or random.randrange(10**9))
 """Set POSTHORN_SEED to send again what a run has sent that failed: it is told there."""
-EXAMPLES = 60
+EXAMPLES = 100
 LET_IN = "203.0.113.71"
 """A client whose mail passes greylisting and the score of spam: each answer is about the mail as such."""
 HEADER = "X-Strange"
