@@ -283,7 +283,7 @@ class Limits(Frozen):
 
     message_size: int = Field(default=52428800, ge=1048576, le=1073741824)
     """The largest mail that a user submits. Mail from outside may be 1 MiB larger."""
-    header_size: int = Field(default=4096000, ge=1024, le=1073741824)
+    header_size: int = Field(default=4096000, ge=16384, le=1073741824)
     """The largest header field of a mail. One of more than 60,000 bytes is refused anyway: Postfix would cut it."""
     connections: int = Field(default=20, ge=1)
     """Connections of one client to submission at the same time. A client is an address: an office may share one."""

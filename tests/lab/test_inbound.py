@@ -311,7 +311,9 @@ def test_no_mail_comes_back_for_what_its_sender_says_of_its_way(lab: Lab) -> Non
 
 
 def test_a_sender_whom_no_mailbox_takes_is_refused_whoever_is_written_to(lab: Lab) -> None:
-    sent = [letter(mail(), to) | {"mail": 'MAIL FROM:<"a\x01"@far.example>'} for to in ("ann@hill.example", "postmaster")]
+    sent = [
+        letter(mail(), to) | {"mail": 'MAIL FROM:<"a\x01"@far.example>'} for to in ("ann@hill.example", "postmaster")
+    ]
     for said in deliver(lab, *sent):
         assert said[-1].startswith("553 5.6.7"), said
 

@@ -341,8 +341,9 @@ def test_only_the_headers_of_a_mail_itself_are_changed(bundles: dict[str, Any]) 
 
 
 def test_a_header_field_that_would_be_cut_is_refused(bundles: dict[str, Any]) -> None:
-    for host in ("smtp-in-oak", "smtp-out-oak"):
-        assert "\n/^.{60000}/  REJECT 5.3.4 " in file(bundles, host, "/etc/postfix/long")
+    # What users send may grow, as overlong lines are broken.
+    for host, size in (("smtp-in-oak", 60000), ("smtp-out-oak", 59000)):
+        assert f"\n/^.{{{size}}}/  REJECT 5.3.4 " in file(bundles, host, "/etc/postfix/long")
     assert "header_checks = pcre:/etc/postfix/long\n" in file(bundles, "smtp-in-oak", "/etc/postfix/main.cf")
     assert "MaximumHeaders 0\n" in file(bundles, "smtp-out-oak", "/etc/opendkim.conf")
 
