@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from model.base import IPNetwork
 from model.mail import CATCH_ALL, Target
+from model.network import Role
 from model.settings import DnsblRule
 from model.stack import Host, Stack
 from services import postfix, tls_policy
@@ -51,7 +52,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             File("/etc/postfix/clients", clients(stack)),
             File("/etc/postfix/virtual-domains", table(dict.fromkeys(stack.domains, "the stack's"))),
-            File("/etc/postfix/virtual", table([*virtual(stack), *own(stack, host)])),
+            File("/etc/postfix/virtual", table([*virtual(stack), *own(stack)])),
             File(
                 "/etc/postfix/transport",
                 table({stack.mailbox_domain: "maildrop:", DISCARDED: "discard:as the stack says"}),
@@ -90,9 +91,9 @@ def virtual(stack: Stack) -> Iterator[tuple[str, str]]:
             yield address, ", ".join(_delivered(stack, local, target) for target in kept)
 
 
-def own(stack: Stack, host: Host) -> Iterator[tuple[str, str]]:
-    """The addresses at the host's own names. local(8) would bounce a mail whose ``Delivered-To`` looks like a loop."""
-    for name in (stack.public_name("smtp_in"), host.fqdn):
+def own(stack: Stack) -> Iterator[tuple[str, str]]:
+    """The addresses at the hosts' own names. local(8) would bounce a mail whose ``Delivered-To`` looks like a loop."""
+    for name in (stack.public_name("smtp_in"), *(host.fqdn for host in stack.hosts_with(Role.SMTP_IN))):
         yield from ((f"{local}@{name}", stack.postmaster_address) for local in postfix.OWN)
 
 
