@@ -25,23 +25,18 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class Run:
-    """One command of a phase. ``label`` stands before its lines when others run beside it.
-
-    ``again`` are arguments for a second run where the first fails, of what failed alone: on a busy machine a lab test
-    may wait in vain. What needed it is told at the end.
-    """
+    """One command of a phase. ``label`` stands before its lines when others run beside it."""
 
     command: tuple[str, ...]
     label: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
-    again: tuple[str, ...] = ()
 
 
 def _in_a_lab(folder: str, release: str = "") -> Run:
     """The tests of a folder, in a lab of their own; on a release of Debian, or on that of the lab's stack."""
     command = ("pytest", "-v", f"tests/{folder}", "--durations=15", "-o", f"cache_dir=.pytest_cache/{folder}{release}")
     env = {"POSTHORN_LAB": f"test{release}", **({"POSTHORN_RELEASE": release} if release else {})}
-    return Run(command, release, env, again=("--last-failed", "--last-failed-no-failures=none"))
+    return Run(command, release, env)
 
 
 def _on_plain(release: str) -> Run:
@@ -65,11 +60,11 @@ LAB: Mapping[str, tuple[Run, ...]] = {
 }
 
 
-def _performed(run: Run, arguments: tuple[str, ...], *, labelled: bool) -> bool:
+def _performed(run: Run, *, labelled: bool) -> bool:
     """Runs a command, its lines behind its label where others run beside it. Returns whether it went well."""
-    console.print(f"  {run.label} {' '.join((*run.command, *arguments))}", markup=False)
+    console.print(f"  {run.label} {' '.join(run.command)}", markup=False)
     process = subprocess.Popen(
-        [str(PROGRAMS / run.command[0]), *run.command[1:], *arguments],
+        [str(PROGRAMS / run.command[0]), *run.command[1:]],
         cwd=ROOT,
         env={**os.environ, **run.env},
         text=True,
@@ -83,23 +78,10 @@ def _performed(run: Run, arguments: tuple[str, ...], *, labelled: bool) -> bool:
     return process.wait() == 0
 
 
-def perform(runs: tuple[Run, ...]) -> tuple[bool, list[str]]:
-    """Runs the commands of a phase side by side, to the end of the last.
-
-    Returns whether all went well, and the labels of those that did so only the second time.
-    """
-    twice = []
-
-    def one(run: Run) -> bool:
-        if _performed(run, (), labelled=len(runs) > 1):
-            return True
-        if not run.again or not _performed(run, run.again, labelled=len(runs) > 1):
-            return False
-        twice.append(run.label)
-        return True
-
+def perform(runs: tuple[Run, ...]) -> bool:
+    """Runs the commands of a phase side by side, each once, to the end of the last. Returns whether all went well."""
     with ThreadPoolExecutor() as pool:
-        return all(list(pool.map(one, runs))), twice
+        return all(list(pool.map(lambda run: _performed(run, labelled=len(runs) > 1), runs)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,22 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     taken = [(phase["name"], phase["wall"]) for phase in json.loads(os.environ.get("POSTHORN_SETUP_PHASES", "[]"))]
     failed = ""
-    second_time: list[str] = []
     for name, runs in (STATIC if options.only_unit else {**STATIC, **LAB}).items():
         console.print(f"\n· {name}", markup=False)
         started = time.monotonic()
-        well, twice = perform(runs)
+        well = perform(runs)
         taken.append((name, time.monotonic() - started))
         console.print(f"{'✓' if well else '✗'} {name}: {taken[-1][1]:.1f} s")
-        second_time += [f"{name} {label}" for label in twice]
         if not well:
             failed = name
             break
     console.print("\nWhat took how long, in seconds:")
     for name, seconds in (*taken, ("all", sum(seconds for _, seconds in taken))):
         console.print(f"  {seconds:7.1f}  {name}")
-    for name in second_time:
-        console.print(f"only the second time, see above what failed first: {name}")
     console.print(f"failed: {failed}" if failed else "all passed")
     return 1 if failed else 0
 
