@@ -151,6 +151,7 @@ def test_a_host_that_is_renumbered_is_heard_at_its_new_addresses_however_late_th
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.on_release(12)
 def test_a_daemon_that_listens_at_less_than_its_host_has_is_a_push_that_failed(lab: Lab) -> None:
     host, path = "frontend-ash", "/etc/stunnel/learning.conf"
 
@@ -166,6 +167,7 @@ def test_a_daemon_that_listens_at_less_than_its_host_has_is_a_push_that_failed(l
     assert "the services run with them as before" in done.stderr
 
 
+@pytest.mark.on_release(12)
 def test_a_daemon_that_missed_an_address_is_started_again_by_the_next_push(lab: Lab) -> None:
     host, unit, file = "frontend-ash", "stunnel@learning.service", "/etc/stunnel/learning.conf"
     # Its file is right again, and what it runs with is not.

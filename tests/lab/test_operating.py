@@ -161,6 +161,7 @@ def test_what_only_the_new_workers_of_nginx_show_to_be_wrong_is_taken_back(lab: 
     assert lab.run(host, "cat", path).stdout == before
 
 
+@pytest.mark.on_release(12)
 def test_a_reload_that_nginx_refuses_is_not_taken_for_done(lab: Lab) -> None:
     host, path = "frontend-ash", "/etc/nginx/nginx.conf"
     before = lab.run(host, "cat", path).stdout
