@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fault.add_argument("name")
         fault.add_argument("--black-hole", action="store_true", help="drop packets, with the link up")
     options = parser.parse_args(given)
+    # Hosts' files are made here, and read by daemons of other users; what is secret is given its mode by hand.
+    os.umask(0o022)
     try:
         match options.command:
             case "up":

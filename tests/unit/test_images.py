@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lab import image
+import pytest
+
+from lab import image, up
+from lab.__main__ import main
 
 DAY = 86400.0
 
@@ -28,3 +31,15 @@ def test_starting_a_lab_keeps_its_image(tmp_path: Path) -> None:
     os.utime(used, (0, 0))
     image.note_use(used)
     assert not image.forget(tmp_path, used.stat().st_mtime + DAY) and used.exists()
+
+
+def test_the_lab_s_files_can_be_read_by_daemons_whatever_the_operator_s_umask_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(up, "status", lambda console: (tmp_path / "file").touch())
+    before = os.umask(0o077)
+    try:
+        assert main(["status"]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
