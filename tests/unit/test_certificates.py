@@ -217,6 +217,7 @@ class Asker:
         self.zones = {"hill.example": {"server": "192.0.2.1"}}
         self.time = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
         self.breaks = False
+        self.elapsed = 0
         for name, path in (("TLS", "tls"), ("STATE", "state")):
             (folder / path).mkdir()
             monkeypatch.setattr(self.program, name, folder / path)
@@ -270,9 +271,10 @@ class Asker:
     def passes(self, by: str = "timer", **time: int) -> list[str]:
         """One run of the unit after some time; for which certificates it asked."""
         self.time += dt.timedelta(**time)
-        self.monkeypatch.delenv("TRIGGER_UNIT", raising=False)
         if by == "timer":
-            self.monkeypatch.setenv("TRIGGER_UNIT", certificate.TIMER)
+            self.elapsed += 1
+        # By hand, the one before is told once more.
+        self.monkeypatch.setenv("TRIGGER_TIMER_REALTIME_USEC", str(self.elapsed))
         self.orders = []
         self.program.renew()
         self.program.install()
