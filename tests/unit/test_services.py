@@ -384,6 +384,16 @@ def test_a_reader_who_is_named_twice_gets_one_mail(bundles: dict[str, Any]) -> N
 
 def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
     rules = [
+def test_many_full_mailboxes_among_the_readers_of_a_mail_keep_it_from_nobody_else(bundles: dict[str, Any]) -> None:
+    most = int(postfix(bundles, "smtp-in-oak")[0]["maildrop_destination_recipient_limit"])
+    for host in ("maildrop-oak", "maildrop-elm"):
+        main, services = postfix(bundles, host)
+        for kind in ("soft", "hard"):
+            # A number, which holds under stress too.
+            assert int(main[f"smtpd_{kind}_error_limit"]) > most
+            assert not [name for name, said in services.items() if f"smtpd_{kind}_error_limit" in said]
+
+
         line.rpartition("  ")
         for line in file(bundles, "smtp-out-oak", "/etc/postfix/privacy").splitlines()
         if line.startswith("/^Received: from")
