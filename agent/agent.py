@@ -677,6 +677,9 @@ def probe_smtp(probe: dict[str, Any]) -> str | None:
             smtp.docmd("RSET")
             smtp.docmd("MAIL FROM:<>")
             code, text = smtp.docmd(f"RCPT TO:<{recipient}>")
+            # A full mailbox is its user's affair: the host knows it, and that is what was asked (RFC 3463, X.2.2).
+            if good and code == 452 and text.startswith(b"4.2.2 "):
+                continue
             if (code == 250) != good or (not good and code < 500):
                 return f"{'does not accept' if good else 'does not refuse'} {recipient}: {code} {text.decode()}"
     # Under stress Postfix ends a session at its first refusal (smtpd_hard_error_limit): all has been seen by then.

@@ -64,7 +64,12 @@ class UnderStress:
         writer.write(b"220 mx.example ESMTP\r\n")
         while line := await reader.readline():
             refuses = line.startswith(b"RCPT") and b"nobody" in line
-            writer.write(b"550 5.1.1 Unknown\r\n" if refuses else b"250 Ok\r\n")
+            if b"full" in line:
+                writer.write(b"452 4.2.2 The mailbox is full\r\n")
+            elif b"late" in line:
+                writer.write(b"452 4.3.1 Insufficient system storage\r\n")
+            else:
+                writer.write(b"550 5.1.1 Unknown\r\n" if refuses else b"250 Ok\r\n")
             if refuses:
                 writer.write(b"421 4.7.0 mx.example Error: too many errors\r\n" if self.says_why else b"")
                 break
@@ -106,3 +111,21 @@ def test_the_agent_takes_a_session_that_ends_with_the_refusal_that_it_wanted_for
             )
 
     assert asyncio.run(ask()) is None
+
+
+@pytest.mark.parametrize(
+    ("recipient", "says"),
+    [
+        ("full@a.example", None),
+        ("late@a.example", "does not accept late@a.example: 452 4.3.1 Insufficient system storage"),
+    ],
+)
+def test_the_agent_takes_a_mailbox_that_is_full_for_one_that_is_there(recipient: str, says: str | None) -> None:
+    async def ask() -> str | None:
+        async with UnderStress(says_why=True) as port:
+            probe = {"address": "127.0.0.1", "port": port, "tls": "none", "server_name": "mx.example"}
+            return await asyncio.to_thread(
+                agent.probe_smtp, {**probe, "accepts": recipient, "refuses": "nobody@a.example"}
+            )
+
+    assert asyncio.run(ask()) == says
