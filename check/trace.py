@@ -27,7 +27,7 @@ NEAR_SECONDS = 120.0
 ROUNDS = 8
 """Hosts are asked again with what the others said, until nothing new is said: a mail passes four of them."""
 
-NOISE = re.compile(r": removed$|: replace: header |^connect from |TLS connection established")
+NOISE = re.compile(r": removed$|: replace: header |^\w+: filter: body |^connect from |TLS connection established")
 REFUSED = re.compile(
     r"(?:NOQUEUE|[0-9A-Za-z]+): (?:milter-)?reject: \S+ from (?P<client>\S+): (?P<code>[245])(?P<words>.*?);"
     r" from=<(?P<from>[^>]*)>(?: to=<(?P<to>[^>]*)>)?",

@@ -352,6 +352,8 @@ def test_a_submitted_mail_whose_lines_would_be_broken_is_signed_after_that(bundl
     services = postfix(bundles, "smtp-out-oak")[1]
     for kind in ("header_checks", "nested_header_checks", "mime_header_checks", "body_checks"):
         assert "pcre:/etc/postfix/lines" in services["submission-cleanup/unix"][kind]
+    # Each such line stands in the journal: there are not more than a hundred in a part.
+    assert int(services["submission-cleanup/unix"]["body_checks_size_limit"]) <= 1000 * 103
     # Postfix's default, 998, holds where the lines are broken.
     assert "smtp_line_length_limit" not in services["fold/unix"]
     assert services["127.0.0.1:10590/inet"]["smtpd_milters"] == "inet:127.0.0.1:8891"
@@ -382,8 +384,6 @@ def test_a_reader_who_is_named_twice_gets_one_mail(bundles: dict[str, Any]) -> N
     assert int(main["maildrop_destination_recipient_limit"]) == 1000 and "enable_original_recipient" not in main
 
 
-def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
-    rules = [
 def test_many_full_mailboxes_among_the_readers_of_a_mail_keep_it_from_nobody_else(bundles: dict[str, Any]) -> None:
     most = int(postfix(bundles, "smtp-in-oak")[0]["maildrop_destination_recipient_limit"])
     for host in ("maildrop-oak", "maildrop-elm"):
@@ -394,6 +394,8 @@ def test_many_full_mailboxes_among_the_readers_of_a_mail_keep_it_from_nobody_els
             assert not [name for name, said in services.items() if f"smtpd_{kind}_error_limit" in said]
 
 
+def test_submission_hides_where_its_users_sit(bundles: dict[str, dict[str, Any]]) -> None:
+    rules = [
         line.rpartition("  ")
         for line in file(bundles, "smtp-out-oak", "/etc/postfix/privacy").splitlines()
         if line.startswith("/^Received: from")

@@ -134,6 +134,15 @@ def test_a_refusal_is_told_in_its_words_and_once_for_all_tries(stack: Stack) -> 
     assert said.startswith("refused by smtp-in-elm for nobody@hill.example: 550 5.1.1 <nobody@hill.example>: Recipient")
 
 
+def test_the_words_of_a_mail_with_long_lines_are_not_told(stack: Stack) -> None:
+    words = "CD0E1B48222: filter: body {} from unknown[203.0.113.80]; from=<ann@hill.example> to=<bob@far.example>"
+    said: Journal = [
+        ("smtp-out-oak", 1.5, "postfix/submission/cleanup", f"{words.format('secret' * 33)}: fold:[127.0.0.1]:10590")
+    ]
+    (story,) = told(stack, [*queued("smtp-out-oak", "CD0E1B48222", 1, TAKES, gone=True), *said], "CD0E1B48222")
+    assert len(story.steps) == 4 and "secret" not in "".join(trace.told(story, trace.inside(stack)))
+
+
 def test_all_mails_of_an_address_are_told_in_their_order(stack: Stack) -> None:
     found = told(stack, [*refused(9), *DELIVERED], "bob@far.example")
     assert [len(story.pieces) for story in found] == [4, 1]
