@@ -16,6 +16,8 @@ class posthorn_state
     const FOLDER = 'Webmail';
     const SUBJECT = 'Contacts and settings of the web mail: please leave this here';
     const LARGEST = 50000000;
+    /** So many mails are read, the newest, that may be a state of an older Posthorn: those of strangers cost little. */
+    const OLDER = 4;
     /** How long it is remembered that a record is gone, in milliseconds: a host that was away longer would bring it back. */
     const GONE = 400 * 86400 * 1000;
     /** Table to the name of its key, whether its rows are only marked when they are deleted, and the columns that count. */
@@ -299,8 +301,11 @@ class posthorn_state
         $storage->set_folder(self::FOLDER);
         $found = [];
         // Mails of others, which may be many and large, are not read.
-        $ours = 'UNDELETED SMALLER ' . self::LARGEST . ' HEADER X-Posthorn-Seal ' . $this->seal('');
-        foreach ($storage->search_once(self::FOLDER, $ours)->get() as $uid) {
+        $known = 'HEADER X-Posthorn-Seal ' . $this->seal('');
+        // Without the seal by which they are found: until all hosts of the web mail are of this version, both are written.
+        $older = 'SUBJECT "' . self::SUBJECT . '" HEADER X-Posthorn-Seal "" NOT ' . $known;
+        $search = fn ($which) => $storage->search_once(self::FOLDER, 'UNDELETED SMALLER ' . self::LARGEST . " $which")->get();
+        foreach (array_merge($search($known), array_slice($search($older), -self::OLDER)) as $uid) {
             $raw = $storage->get_raw_body($uid);
             if (!$raw) {
                 throw new RuntimeException("message $uid cannot be read");
@@ -362,7 +367,7 @@ class posthorn_state
     {
         [$head, $body] = explode("\r\n\r\n", str_replace(["\r\n", "\n"], ["\n", "\r\n"], $raw), 2) + ['', ''];
         $text = base64_decode($body);
-        if (!preg_match('/^X-Posthorn-Seal: [0-9a-f]{64}\s+([0-9a-f]{64})\r?$/mi', $head, $match)
+        if (!preg_match('/^X-Posthorn-Seal: (?:[0-9a-f]{64}\s+)?([0-9a-f]{64})\r?$/mi', $head, $match)
             || !hash_equals($this->seal($text), $match[1])) {
             return null;
         }
