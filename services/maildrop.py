@@ -120,7 +120,8 @@ def configure(stack: Stack, host: Host) -> Service:
 
 
 def _authors(stack: Stack) -> Iterator[tuple[str, str]]:
-    """What a user's filters may write as, the address first that they write as by themselves."""
+    """What a user's filters may write as, the address first that they write as by themselves. Some have none."""
     for account in stack.accounts:
         first, all_of_them = stack.primary_address(account), sorted(set(stack.addresses_of(account)))
-        yield account, ",".join([first, *(address for address in all_of_them if address != first)])
+        if all_of_them:
+            yield account, ",".join([first, *(address for address in all_of_them if address != first)])

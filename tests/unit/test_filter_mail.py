@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import smtplib
 import sys
 import types
 from typing import Any
 
 import pytest
 
+from model.load import parse
 from model.stack import Stack
 from services.bundle import bundle
 
@@ -30,9 +32,12 @@ def program(stack: Stack, tmp_path: Any) -> Any:
 def sent(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sends a mail as dora's filter; returns what Postfix gets: sender, recipients, text."""
     got: list[Any] = []
+    away = program.away = []
 
     class Postfix:
-        def __init__(self, *place: Any, **options: Any) -> None: ...
+        def __init__(self, *place: Any, **options: Any) -> None:
+            if away:
+                raise away.pop()
 
         def __enter__(self) -> Postfix:
             return self
@@ -40,11 +45,16 @@ def sent(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         def __exit__(self, *why: object) -> None: ...
 
         def sendmail(self, sender: str, recipients: list[str], text: bytes, **options: Any) -> None:
+            if recipients[0].startswith("-"):
+                raise smtplib.SMTPRecipientsRefused({recipients[0]: (501, b"5.1.3 Bad recipient address syntax")})
             got.append((sender, recipients, text.decode().replace("\r\n", "\n")))
 
-    def send(text: str, sender: str = "<>", user: str = "dora") -> Any:
+    def send(text: str, sender: str = "<>", user: str = "dora", to: str = "bob@far.example") -> Any:
         monkeypatch.setattr(program.smtplib, "SMTP", Postfix)
-        monkeypatch.setattr(sys, "argv", ["filter-mail", user, "-i", "-f", sender, "--", "bob@far.example"])
+        monkeypatch.setattr(sys, "argv", ["filter-mail", user, "-i", "-f", sender, "--", to])
+        monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(program.syslog, "syslog", lambda level, text: program.journal.append(text))
+        program.journal = []
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         program.main()
         return got[-1]
@@ -109,3 +119,73 @@ def test_a_refusal_of_a_filter_tells_no_name_inside(sent: Any) -> None:
     assert "net.hill.example" not in text and "maildrop-oak" not in text and "rfc822; dora@hill.example" in text
     # The notification is from whom it is about (RFC 8098 section 3).
     assert "\nFrom: <dora@hill.example>\n" in text
+
+
+SENT_ON = "X-Sieve: P\nX-Sieve-Redirected-From: carl\nFrom: eve@far.example\n\nx\n"
+
+
+def test_a_user_without_an_address_sends_on_and_says_nothing(program: Any, sent: Any) -> None:
+    sender, _, text = sent(SENT_ON, "carl@hill.example", user="carl")
+    assert sender == "postmaster@hill.example" and "From: eve@far.example\n" in text
+    for sender in ("<>", "postmaster@hill.example"):
+        with pytest.raises(SystemExit) as end:
+            sent("X-Sieve: P\nFrom: <postmaster@hill.example>\n\npay\n", sender, user="carl")
+        # Dovecot keeps the mail.
+        assert end.value.code == 75 and "carl sends does not leave: the user has no address" in program.journal[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "leaves"),
+    [
+        ("bob@b\u00fccher.example", "bob@xn--bcher-kva.example"),
+        ("bob@B\u00fccher.example", "bob@xn--bcher-kva.example"),
+        ("bob@XN--bcher-kva.example", "bob@XN--bcher-kva.example"),
+    ],
+)
+def test_a_recipient_in_an_international_domain_is_reached_by_its_ascii_form(
+    sent: Any, written: str, leaves: str
+) -> None:
+    assert sent(SENT_ON, to=written)[1] == [leaves]
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        # IDNA of 2003 would send it to strasse.example, which may be another's.
+        ("bob@stra\u00dfe.example", r"write 'bob@stra\xdfe.example' in ASCII"),
+        ("b\u00f6b@far.example", r"write 'b\xf6b@far.example' in ASCII"),
+        ("bob@\u00fc..example", "in ASCII"),
+        ("-x@far.example", "Postfix does not take it: {'-x@far.example': (501,"),
+    ],
+)
+def test_a_recipient_whom_no_mail_reaches_is_told_in_the_journal(
+    program: Any, sent: Any, written: str, says: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        sent(SENT_ON, to=written)
+    assert end.value.code == 75 and says in program.journal[0]
+
+
+def test_a_postfix_that_restarts_is_waited_for_and_not_for_ever(
+    program: Any, sent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.away += [ConnectionRefusedError(), smtplib.SMTPServerDisconnected()]
+    assert sent(SENT_ON)[1] == ["bob@far.example"]
+    clock = iter(range(100))
+    monkeypatch.setattr(program.time, "monotonic", lambda: next(clock))
+    program.away += [ConnectionRefusedError(111, "Connection refused")] * 50
+    with pytest.raises(SystemExit):
+        sent(SENT_ON)
+    assert "Connection refused" in program.journal[0]
+    assert 50 - len(program.away) == program.TRIES_FOR + 1
+    # Dovecot gives up a program after thirty seconds (submission_timeout).
+    assert program.TRIES_FOR + program.ANSWERS_IN < 30
+
+
+def test_users_whom_only_a_catch_all_reaches_have_no_address(config: dict[str, Any]) -> None:
+    config["accounts"]["carl"] = config["accounts"]["ann"]
+    config["domains"]["dale.example"]["aliases"]["*"] = "carl"
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    authors = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]["/etc/dovecot/authors"]["content"]
+    senders = bundle(stack, stack.all_hosts["frontend-oak"])["files"]["/etc/rspamd/posthorn-senders"]["content"]
+    assert "\nann " in f"\n{authors}" and "carl" not in authors and "carl" not in senders

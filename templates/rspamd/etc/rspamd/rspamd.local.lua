@@ -61,8 +61,13 @@ rspamd_config:register_symbol({
 -- sent or resent a mail in place of its author (RFC 5322 sections 3.6.2 and 3.6.6): mail programs show those too.
 local owners = list("senders", "map", "users and the addresses that they may write as")
 
+local function addresses_of(user)
+  local name = user:lower():gsub("@.*$", "")
+  return owners:get_key(name)
+end
+
 local function may(user, address)
-  local addresses = owners:get_key(user:lower():gsub("@.*$", "")) or ""
+  local addresses = addresses_of(user) or ""
   local domain = address:match("@.*$") or ""
   local plain = address:gsub("%+[^@]*@", "@")
   for allowed in addresses:gmatch("[^,]+") do
@@ -78,8 +83,12 @@ rspamd_config:register_symbol({
   type = "prefilter",
   callback = function(task)
     local user = task:get_user()
-    -- What a filter sends on has an author of its own: see DMARC_CHECK.
-    for _, kind in ipairs(user and (is_sent_on(task) and { "smtp" } or { "smtp", "mime" }) or {}) do
+    local kinds = user and { "smtp", "mime" } or {}
+    if user and is_sent_on(task) then
+      -- It has an author of its own: see DMARC_CHECK. Its user may have no address: then it goes as the postmaster (filter-mail).
+      kinds = addresses_of(user) and { "smtp" } or {}
+    end
+    for _, kind in ipairs(kinds) do
       for _, author in ipairs(task:get_from(kind) or {}) do
         if author.addr ~= "" and not may(user, author.addr:lower()) then
           local words = string.format("%s may not write as %s", user, author.addr)
