@@ -46,8 +46,9 @@ rspamd_config:register_symbol({
     end
     local is_good = count == 1 and #authors > 0 and #authors <= MOST
     for _, author in ipairs(authors) do
-      -- What rspamd makes of a group (RFC 6854) is no domain: nobody could say whose mail it is.
-      is_good = is_good and author.domain:match("^[%w._\128-\255-]+$")
+      -- What rspamd makes of a group (RFC 6854) is no domain: nobody could say whose mail it is. Nor are letters outside ASCII
+      -- (RFC 6532 wants SMTPUTF8, which no host offers): the DNS takes some of them for dots, and the tree walk does not.
+      is_good = is_good and author.domain:match("^[%w._-]+$")
     end
     if not is_good then
       local words = "a mail has one From header, with the addresses of its authors (RFC 5322 section 3.6)"
