@@ -189,3 +189,8 @@ def test_users_whom_only_a_catch_all_reaches_have_no_address(config: dict[str, A
     authors = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]["/etc/dovecot/authors"]["content"]
     senders = bundle(stack, stack.all_hosts["frontend-oak"])["files"]["/etc/rspamd/posthorn-senders"]["content"]
     assert "\nann " in f"\n{authors}" and "carl" not in authors and "carl" not in senders
+
+
+def test_lines_end_as_smtp_wants_however_they_came(program: Any) -> None:
+    assert program.in_crlf(b"a\nb\r\nc\rd") == b"a\r\nb\r\nc\r\nd\r\n"
+    assert program.in_crlf(b"a\n\n") == b"a\r\n\r\n"

@@ -13,6 +13,7 @@ from model.load import parse
 from model.settings import DnsblRule
 from model.stack import Stack
 from services.bundle import bundle
+from services.postfix import OWN
 from services.smtp_in import restriction
 
 ROOT = Path(__file__).parents[2]
@@ -335,3 +336,10 @@ def test_the_page_of_the_case_study_names_files_that_are_there() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     # All 29, in their order.
     assert re.findall(r"^\| (\d+) \|", page, re.MULTILINE) == [str(number) for number in range(1, 30)]
+
+
+def test_no_name_of_an_mx_itself_is_left_to_the_local_delivery(stack: Stack) -> None:
+    """``root@localhost.localdomain`` and ``postmaster@[ADDRESS]`` too, by the bare name (virtual(5))."""
+    virtual = bundle(stack, stack.all_hosts["smtp-in-oak"])["files"]["/etc/postfix/virtual"]["content"]
+    keys = {line.split()[0] for line in virtual.splitlines() if line}
+    assert set(OWN) <= keys
