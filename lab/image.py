@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lab import repository
 from lab.state import CACHE, LabError
 from ops.stackfile import write_atomically
 
 SUITES = {12: "bookworm", 13: "trixie"}
+OF_DEBIAN = {*SUITES.values(), "oldstable", "stable"}
+"""Suites by which a source is known to be Debian's own."""
+OWN_KEY = "debian-archive"
+"""Part of the name of the file with Debian's own keys."""
+ONE_LINE = re.compile(
+    r"^[ \t]*deb[ \t]+(?P<options>(?:\[[^\]\n]*\])?)[ \t]*(?P<address>\S+)[ \t]+(?P<suite>\S+)(?P<components>[^#\n]*)",
+    re.M,
+)
+FIELD = re.compile(r"^([A-Za-z-]+):(.*(?:\n[ \t].*)*)", re.M)
 BASE = (
     "systemd-sysv dbus openssh-server python3 ca-certificates iproute2 iputils-ping nftables procps kmod "
     "logrotate unattended-upgrades systemd-timesyncd rsync less"
@@ -63,26 +76,57 @@ rm -rf "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/* "$1"/usr/share
 """
 
 
-def debian_sources(suite: str) -> str:
-    """The machine's own package sources (sources.list(5), both styles), for another release of Debian where it is one.
+def debian_sources(suite: str, etc: Path = Path("/etc/apt")) -> str:
+    """The machine's own package sources of Debian, for another release of Debian where it is one.
 
-    Raises `LabError` when the machine has none.
+    Where the machine names no security updates, neither does this: a mirror need not have them below a like address.
+    Raises `LabError` when the machine has no source of Debian.
     """
-    own = [*Path("/etc/apt/sources.list.d").glob("debian*.sources"), Path("/etc/apt/sources.list")]
-    lines = [line for file in own if file.exists() for line in file.read_text().splitlines()]
-    addresses = [line.split() for line in lines if line.startswith(("URIs:", "deb ")) and "security" not in line]
-    mirror = next((word for words in addresses for word in words if "://" in word), None)
+    mirror = security = None
+    for address, of, components in _sources(etc):
+        if "main" not in components:
+            continue
+        if of in OF_DEBIAN:
+            mirror = mirror or address
+        elif of.removesuffix("-security") in OF_DEBIAN:
+            security = security or address
     if mirror is None:
         raise LabError("no package source of Debian is named below /etc/apt: the lab's machines are made from one")
-    security = f"{mirror.rstrip('/')}-security"
-    return "\n".join(
-        (
-            f"deb {mirror} {suite} main",
-            f"deb {mirror} {suite}-updates main",
-            f"deb {security} {suite}-security main",
-            "",
+    lines = [f"deb {mirror} {suite} main", f"deb {mirror} {suite}-updates main"]
+    return "\n".join((*lines, *([f"deb {security} {suite}-security main"] if security else []), ""))
+
+
+def _sources(etc: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Address, suite and components of all sources of packages, in both styles (sources.list(5)), in apt's order.
+
+    Those alone that are not signed by somebody else's key.
+    """
+    parts = sorted((etc / "sources.list.d").glob("*"))
+    for file in (path for path in (etc / "sources.list", *parts) if path.is_file()):
+        text = "".join(
+            line for line in file.read_text(errors="replace").splitlines(keepends=True) if not line.startswith("#")
         )
-    )
+        if file.suffix == ".list":
+            for words in ONE_LINE.finditer(text):
+                if "signed-by" not in words["options"].lower() or OWN_KEY in words["options"]:
+                    yield _resolved(words["address"]), words["suite"], words["components"].split()
+        elif file.suffix == ".sources":
+            for stanza in re.split(r"\n\s*\n", text):
+                fields = {name.lower(): value for name, value in FIELD.findall(stanza)}
+                types, signed = fields.get("types", "").split(), fields.get("signed-by", OWN_KEY)
+                if "deb" in types and fields.get("enabled", "yes").strip() != "no" and OWN_KEY in signed:
+                    for address in fields.get("uris", "").split():
+                        for of in fields.get("suites", "").split():
+                            yield _resolved(address), of, fields.get("components", "").split()
+
+
+def _resolved(address: str) -> str:
+    """The first mirror of a list in a file (apt-transport-mirror(1)): an image cannot read this machine's files."""
+    lines: list[str] = []
+    if address.startswith("mirror+file:"):
+        with contextlib.suppress(OSError):
+            lines = Path(urlsplit(address).path).read_text().splitlines()
+    return next((line.split()[0] for line in lines if line.strip() and not line.startswith("#")), address)
 
 
 def packages(release: int) -> list[str]:
