@@ -23,16 +23,30 @@ USER = "posthorn-acme"
 
 
 def first(stack: Stack, host: Host) -> str:
-    """Until one was issued for the key of now, the certificate by the stack's own authority stands in its place."""
-    kept = " ".join(f"{of or '-'}:{identity.public(of)}" for of in stack.acme_certificates(host))
+    """Until one was issued for the key of now, the certificate by the stack's own authority stands in its place.
+
+    For the names of a domain, one of the services' certificates comes before that, if it holds them: a host of an
+    earlier version has one for all names.
+    """
+    kept = " ".join(
+        f"'{of or '-'} {identity.public(of)} {' '.join(names)}'" for of, names in stack.acme_certificates(host).items()
+    )
+    services = f"{STATE}/issued.pem {STATE}/next-issued.pem {identity.PUBLIC}"
     return f"""cd {identity.FOLDER}
 key() {{ openssl x509 -in "$1" -noout -pubkey 2>/dev/null; }}
+holds() {{
+    file=$1; shift
+    for name; do openssl x509 -in "$file" -noout -checkhost "$name" | grep -q ' does match ' || return 1; done
+}}
 own=$(key {identity.CERTIFICATE})
 for one in {kept}; do
-    public=${{one#*:}}
-    case $one in -:*) issued={STATE}/ ;; *) issued={STATE}/${{one%%:*}}. ;; esac
-    for file in "$public" "${{issued}}issued.pem" "${{issued}}next-issued.pem" {identity.CERTIFICATE}; do
-        test "$(key "$file")" = "$own" && break
+    set -- $one
+    of=$1 public=$2; shift 2
+    case $of in -) issued={STATE}/ ;; *) issued={STATE}/$of. ;; esac
+    for file in "$public" "${{issued}}issued.pem" "${{issued}}next-issued.pem" {services} {identity.CERTIFICATE}; do
+        test "$(key "$file")" = "$own" || continue
+        case $file in "$public" | "$issued"* | {identity.CERTIFICATE}) break ;; esac
+        holds "$file" "$@" && break
     done
     test "$file" = "$public" || cat "$file" > "$public"
 done"""

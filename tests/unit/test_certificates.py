@@ -7,13 +7,18 @@ import datetime as dt
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from model.base import StackError
 from model.checks import missing_secrets
@@ -340,3 +345,66 @@ def test_a_status_of_the_program_before_is_read(asker: Asker) -> None:
     old = json.loads(asker.program.STATUS.read_text())["certificates"][""]
     asker.program.STATUS.write_text(json.dumps(old))
     assert "" not in asker.passes(minutes=20)
+
+
+def test_the_certificate_of_a_domain_that_left_stays_for_a_push_that_is_rolled_back_until_it_ends(asker: Asker) -> None:
+    asker.passes()
+    asker.monkeypatch.setattr(asker.program, "sign", lambda files, names: None)
+    del asker.names["moor.example"]
+    place, (kept, _) = asker.program.public("moor.example"), asker.program.files_of("moor.example")
+    asker.program.prepare()
+    assert place.exists() and kept.issued.exists() and not kept.request.exists()
+    asker.time += dt.timedelta(days=91)
+    asker.program.prepare()
+    assert not place.exists() and not kept.issued.exists()
+    assert all(asker.program.public(of).exists() for of in asker.names)
+
+
+# What is shown until a certificate was issued
+
+
+@pytest.fixture
+def first(keyed_stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+    """Runs what a push of a front end runs below a folder; which file each public certificate is equal to."""
+    tls, state = tmp_path / "tls", tmp_path / "acme"
+    script = certificate.first(keyed_stack, keyed_stack.all_hosts["frontend-oak"])
+    script = script.replace(identity.FOLDER, f"{tls}/").replace(certificate.STATE, str(state))
+
+    def run() -> dict[str, str]:
+        subprocess.run(["sh", "-c", script], check=True, capture_output=True)
+        texts = {path.read_text(): path.name for path in (tls / "host.pem", *state.glob("*"))}
+        return {path.name: texts[path.read_text()] for path in tls.glob("public*")}
+
+    for folder in (tls, state):
+        folder.mkdir()
+    return run
+
+
+def self_signed(key: ec.EllipticCurvePrivateKey, path: Path, *names: str) -> None:
+    """A certificate with names, each another one."""
+    named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, path.name)])
+    begins = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    builder = x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(begins).not_valid_after(begins + dt.timedelta(days=90))
+    made = builder.add_extension(x509.SubjectAlternativeName([*map(x509.DNSName, names)]), critical=False)
+    path.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
+def test_a_front_end_of_an_earlier_version_shows_its_one_certificate_for_the_domains_that_it_holds(
+    first: Callable[[], dict[str, str]], keyed_stack: Stack, tmp_path: Path
+) -> None:
+    names = keyed_stack.acme_certificates(keyed_stack.all_hosts["frontend-oak"])
+    every = [name for those in names.values() for name in those]
+    key, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    self_signed(key, tmp_path / "tls/host.pem", *every)
+    self_signed(key, tmp_path / "acme/issued.pem", *(name for name in every if name not in names["moor.example"]))
+    shutil.copyfile(tmp_path / "acme/issued.pem", tmp_path / "tls/public.pem")
+    self_signed(key, tmp_path / "acme/dale.example.issued.pem", *names["dale.example"])
+    shown = first()
+    assert set(shown) == {Path(identity.public(of)).name for of in names}
+    assert shown["public.pem"] == shown["public-hill.example.pem"] == "issued.pem"
+    assert shown["public-dale.example.pem"] == "dale.example.issued.pem"
+    assert shown["public-moor.example.pem"] == "host.pem"
+    # With another key none of them serves any more.
+    self_signed(other, tmp_path / "tls/host.pem", *every)
+    assert set(first().values()) == {"host.pem"}
