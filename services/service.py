@@ -107,8 +107,8 @@ class Listen:
     """A port that a service opens, and to whom. The firewall is made from these, and a push looks for each listener.
 
     A daemon binds any address, so that it needs none to be there (docs/decisions/listen-anywhere.md). ``at``: the
-    addresses of one that binds these by name, and does so before they are there. ``unless``: a file; while it is there,
-    nobody is to listen.
+    addresses of one that binds these by name, and does so before they are there, or that may leave out others.
+    ``unless``: a file; while it is there, nobody is to listen.
     """
 
     port: int

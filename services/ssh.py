@@ -15,5 +15,6 @@ def configure(stack: Stack, host: Host) -> Service:
         files=render_tree("ssh", stack=stack, host=host),
         units=(Unit("ssh.service", reload_on=("/etc/ssh/sshd_config.d/",)),),
         checks=(Check(("/usr/sbin/sshd", "-t")),),
-        listens=(Listen(22, frm=stack.access.ssh_from),),
+        # An existing host may say ListenAddress in a file of its own: where it is managed is what has to answer.
+        listens=(Listen(22, frm=stack.access.ssh_from, at=(host.management_address,)),),
     )
