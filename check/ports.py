@@ -350,7 +350,8 @@ def _certificate(stack: Stack, endpoint: Endpoint, talk: Talk, tlsa: Tlsa, now: 
     if talk["verified"]:
         yield place.good(f"its certificate is for {name}, by an authority that counts")
     elif target["believes"] == ["world"] and "issuer" in talk["unverified"] and by_authority(certificate, stack):
-        advice = f"another is asked for within the hour; if not, {certificate_advice(stack, *endpoint.whose)}"
+        when = "the host asks for one within 20 minutes, after failures within 12 hours"
+        advice = f"{when}; if none comes, {certificate_advice(stack, *endpoint.whose)}"
         yield place.better(f"still shows the stack's own certificate for {name}: strangers do not believe it", advice)
     else:
         who = "see which certificate the host serves, and make up"

@@ -45,9 +45,10 @@ def test_an_account_that_is_guessed_at_is_told_by_whatever_names_and_at_whicheve
     }
     (finding,) = hosts.judge_guesses(stack, reports)
     assert finding.severity is Severity.ADVICE
-    assert finding.what == "wrong in a day: 110 for ann, 120 from 203.0.113.9"
+    assert finding.what == ("110 wrong passwords for ann, 120 wrong passwords from 203.0.113.9 in 24 hours")
 
 
 def test_a_few_wrong_passwords_are_nothing(stack: Stack) -> None:
     (finding,) = hosts.judge_guesses(stack, {"maildrop-oak": report({"ann": 4, "xerxes": 2}, {"203.0.113.9": 6})})
-    assert finding.severity is Severity.GOOD and finding.what == "4 were wrong in a day, and 2 were for nobody"
+    assert finding.severity is Severity.GOOD
+    assert finding.what == "4 wrong passwords for accounts and 2 for unknown names in 24 hours"

@@ -23,6 +23,7 @@ from check.ssh import Seen
 from check.wire import Talk
 from model.load import parse
 from model.stack import Host, Stack
+from services import identity
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -316,6 +317,22 @@ def test_what_is_wrong_with_a_host(
 ) -> None:
     found = worst(hosts.judge(keyed_stack, host, look(**seen), NOW))
     assert found.severity == severity and said in found.what and found.advice
+
+
+def test_a_certificate_that_was_never_asked_for_counts_as_none(keyed_stack: Stack, host: Host) -> None:
+    seen = renewal()
+    seen["certificates"] |= {"dale.example": {}, "moor.example": {}}
+    found = hosts.judge(keyed_stack, host, look(renewal=seen), NOW)
+    assert "looks after its public certificates (2)" in [finding.what for finding in found]
+    assert worst(found).what == "2 of its public certificates were not yet asked for"
+
+
+def test_the_certificate_of_a_domain_that_left_is_not_looked_at(keyed_stack: Stack, host: Host) -> None:
+    text, late = keyed_stack.keys.public.hosts[host.name].certificate, NOW + dt.timedelta(days=36500)
+    left = identity.public("left.example")
+    found = hosts.judge(keyed_stack, host, look(certificates={identity.PUBLIC: text, left: text}), late)
+    wrong = [finding.what for finding in found if finding.severity is Severity.WRONG]
+    assert len(wrong) == 1 and wrong[0].startswith(f"{identity.PUBLIC} ended ")
 
 
 def test_a_file_that_was_changed_by_hand_is_shown_with_its_lines(keyed_stack: Stack, host: Host) -> None:
