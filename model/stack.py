@@ -230,10 +230,17 @@ class Stack(StackFile):
 
     def resolved_aliases(self, domain: str) -> Mapping[str, tuple[Target, ...]]:
         """The aliases of a domain, with those of the domain it equals, and with postmaster and abuse (RFC 2142)."""
-        settings = self.domains[domain]
-        base = self.resolved_aliases(settings.same_as) if settings.same_as else {}
-        required = dict.fromkeys(("postmaster", "abuse"), (self.service.postmaster,))
-        return {**required, **base, **settings.aliases}
+        if domain not in self._aliases:
+            settings = self.domains[domain]
+            base = self.resolved_aliases(settings.same_as) if settings.same_as else {}
+            required = dict.fromkeys(("postmaster", "abuse"), (self.service.postmaster,))
+            self._aliases[domain] = {**required, **base, **settings.aliases}
+        return self._aliases[domain]
+
+    @cached_property
+    def _aliases(self) -> dict[str, Mapping[str, tuple[Target, ...]]]:
+        """Those that were asked for: a domain is asked once for each alias that leads there."""
+        return {}
 
     def accepts(self, address: str) -> bool:
         """Whether an address in one of the stack's domains, or of a mailbox, leads anywhere."""

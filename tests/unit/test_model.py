@@ -505,3 +505,13 @@ def test_a_mac_address_depends_on_the_name_alone(config: dict[str, Any]) -> None
     config["hosts"]["smtp-in-oak"]["addresses"]["local"][0] = "198.18.1.99"
     moved: Stack = parse("lab", "Pulumi.lab.yaml", config)
     assert moved.all_hosts["smtp-in-oak"].mac(0) == mac_address("smtp-in-oak", 0)
+
+
+def test_the_aliases_of_a_domain_are_put_together_once_however_many_of_them_lead_there(
+    config: dict[str, Any],
+) -> None:
+    config["domains"]["hill.example"]["aliases"] |= {f"x{i}": [f"x{i + 1}@hill.example"] for i in range(100)}
+    config["domains"]["hill.example"]["aliases"]["x100"] = ["away@far.example"]
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    made = stack.resolved_aliases("hill.example")
+    assert all(map(stack.leaves, made["x0"])) and stack.resolved_aliases("hill.example") is made
