@@ -32,6 +32,8 @@ INPUTS = 8
 """How deep the inputs of a resource stand in what Pulumi shows."""
 CHANGED_TEXT = re.compile(r"~ [^:]+: *")
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
+BY_PASSPHRASE = ("", "default", "passphrase")
+"""Secrets providers of a stack file that leave it to the back end, or ask for a passphrase."""
 OF_HOST = ("", "-system", "-data", "-first-boot", "-secrets", "-files")
 """What follows a host's name in the names of its resources (components/machine.py, components/host.py)."""
 
@@ -64,9 +66,16 @@ class Project:
 
     def command(self, *arguments: str) -> list[str]:
         """The words of a Pulumi command. Raises `OperatorError` where it could find neither state nor passphrase."""
-        if wrong := list(back_end_problems(os.environ)):
+        if wrong := list(back_end_problems(os.environ, self._secrets_provider())):
             raise OperatorError("\n".join(wrong))
         return ["pulumi", "-C", str(self.folder), *arguments, "--stack", self.stack]
+
+    def _secrets_provider(self) -> str:
+        """What encrypts the secrets of the stack file, where that names it (``--secrets-provider`` of Pulumi)."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if found := re.search(r"^secretsprovider:[ \t]*[\"']?([^\s\"'#]+)", self.stack_file.read_text(), re.M):
+                return found[1]
+        return ""
 
     def run(self, *arguments: str, text: str | None = None) -> str:
         """Runs a quick Pulumi command and returns what it printed. Raises `OperatorError` with Pulumi's own words."""
@@ -103,12 +112,15 @@ class Project:
             raise OperatorError(listed.stderr.strip())
 
 
-def back_end_problems(variables: Mapping[str, str]) -> Iterator[str]:
+def back_end_problems(variables: Mapping[str, str], secrets_provider: str = "") -> Iterator[str]:
     """What keeps Pulumi from finding its state and passphrase, a sentence each, by the variables of the environment.
 
-    Pulumi itself would ask for an account of its maker's where none is named.
+    Pulumi itself would ask for an account of its maker's where none is named: who has one may have its token alone.
+    ``secrets_provider`` is what the stack file names.
     """
     back_end = variables.get("PULUMI_BACKEND_URL") or _logged_in(variables)
+    if not back_end and variables.get("PULUMI_ACCESS_TOKEN"):
+        back_end = "https:"
     if not back_end:
         yield (
             "PULUMI_BACKEND_URL is not set: say where Pulumi keeps its state, for example"
@@ -117,8 +129,10 @@ def back_end_problems(variables: Mapping[str, str]) -> Iterator[str]:
     folder = state_folder(back_end)
     if folder and not folder.is_dir():
         yield f"PULUMI_BACKEND_URL={back_end}: there is no such folder. Make it once: mkdir -p -m 700 '{folder}'"
-    # Pulumi's own service encrypts without one, and a stack may name another way (secretsprovider), which is not ours.
-    if back_end.startswith(("http:", "https:")) or "PULUMI_CONFIG_PASSPHRASE" in variables:
+    # Pulumi's own service encrypts without one, and so does whatever else a stack file names.
+    if secrets_provider not in BY_PASSPHRASE or "PULUMI_CONFIG_PASSPHRASE" in variables:
+        return
+    if back_end.startswith(("http:", "https:")) and secrets_provider != "passphrase":
         return
     file = variables.get("PULUMI_CONFIG_PASSPHRASE_FILE", "")
     if not file:

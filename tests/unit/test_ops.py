@@ -76,8 +76,33 @@ def test_a_back_end_is_taken_in_each_way_that_pulumi_knows(tmp_path: Path) -> No
         {"PULUMI_BACKEND_URL": "s3://bucket", **file},
         {"PULUMI_BACKEND_URL": "https://api.pulumi.com"},
         {"PULUMI_CREDENTIALS_PATH": str(tmp_path), **file},
+        {"PULUMI_ACCESS_TOKEN": "pul-1"},
     ):
         assert not list(running.back_end_problems(variables))
+    # What pulumi login chose goes before Pulumi's own service.
+    logged_in = {"PULUMI_CREDENTIALS_PATH": str(tmp_path), "PULUMI_ACCESS_TOKEN": "pul-1"}
+    assert "PULUMI_CONFIG_PASSPHRASE_FILE is not set" in "".join(running.back_end_problems(logged_in))
+
+
+@pytest.mark.parametrize(
+    ("line", "is_asked_for"),
+    [
+        ("secretsprovider: awskms://alias/posthorn?region=eu-central-1\n", False),
+        ('secretsprovider: "hashivault://key" # since May\n', False),
+        ("secretsprovider: passphrase\n", True),
+        ("secretsprovider:\n", True),
+        ("", True),
+    ],
+)
+def test_a_passphrase_is_asked_for_unless_the_stack_file_names_what_encrypts_its_secrets(
+    project: Path, monkeypatch: pytest.MonkeyPatch, line: str, is_asked_for: bool
+) -> None:
+    monkeypatch.delenv("PULUMI_CONFIG_PASSPHRASE")
+    monkeypatch.delenv("PULUMI_CONFIG_PASSPHRASE_FILE", raising=False)
+    (project / "Pulumi.x.yaml").write_text(line + LAB.read_text())
+    told = contextlib.nullcontext() if not is_asked_for else pytest.raises(running.OperatorError, match="PASSPHRASE")
+    with told:
+        running.Project.of("x").command("preview")
 
 
 def test_a_wrong_stack_file_ends_in_one_message(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
