@@ -17,6 +17,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools import setup
+
 START_SECONDS = 30
 STOP_SECONDS = 10
 
@@ -76,9 +78,8 @@ class HypervisorError(Exception):
 
 
 def emulates() -> bool:
-    """Whether VMs have to be emulated here. That /dev/kvm is there proves nothing: the CPU has to say it."""
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    return not {"vmx", "svm"} & set(flags.split())
+    """Whether VMs have to be emulated here: what a set-up asks too, before it chooses them."""
+    return bool(setup.why_emulated(setup.CPU.read_text(), setup.KVM))
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 LIBVIRT = ("genisoimage", "libvirt-clients", "xsltproc")
 """What the plugin that makes machines runs beside: mkisofs for first-boot data, xsltproc, and virsh to shut down."""
 POLICY = Path("/usr/sbin/policy-rc.d")
+CPU, KVM = Path("/proc/cpuinfo"), Path("/dev/kvm")
 NOTHING_STARTS = "#!/bin/sh\n# Of Posthorn, as long as it sets this machine up.\nexit 101\n"
 BROWSER = ("chromium-driver", "libnss3-tools")
 """What the tests of the web mail need beside: a real browser, and how it is told whom to believe."""
@@ -204,17 +205,25 @@ def problems(machine: Machine, machines: str) -> list[str]:
     return found
 
 
+def why_emulated(flags: str, kvm: Path) -> str:
+    """Why virtual machines have to be emulated here; empty where the CPU runs them. ``flags`` are in /proc/cpuinfo.
+
+    The device may be there where the CPU does not do it, and be missing where it would.
+    """
+    if not {"vmx", "svm"} & set(flags.split()):
+        return "the CPU shows neither vmx nor svm"
+    return "" if os.access(kvm, os.R_OK | os.W_OK) else f"{kvm} is not there or not to be opened"
+
+
 def lab_machines(machine: Machine, flags: str, kvm: Path) -> tuple[str, str]:
     """What the machines of a lab are where nobody said it: (vms or containers, why).
 
     Virtual machines where they are quick and there is room for them, so that a first lab takes minutes anywhere.
-    ``flags`` are those of the CPU (/proc/cpuinfo).
+    ``flags`` and ``kvm`` as in `why_emulated`.
     """
     other = "MACHINES=vms takes virtual machines all the same"
-    if not {"vmx", "svm"} & set(flags.split()):
-        return "containers", f"the CPU shows neither vmx nor svm, and emulated machines take 20 minutes: {other}"
-    if not os.access(kvm, os.R_OK | os.W_OK):
-        return "containers", f"{kvm} is not there or not to be opened, and emulated machines take 20 minutes: {other}"
+    if why := why_emulated(flags, kvm):
+        return "containers", f"{why}, and emulated machines take 20 minutes: {other}"
     if lacking := [line for line in problems(machine, "vms") if line not in problems(machine, "containers")]:
         return "containers", f"for virtual machines {'; '.join(lacking)}"
     return "vms", "the CPU runs them: MACHINES=containers is quicker still"
@@ -225,7 +234,7 @@ def _choose_machines() -> str:
     lab = STATE / (os.environ.get("POSTHORN_LAB") or "lab") / "state.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         return str(json.loads(lab.read_text())["machines"])
-    chosen, why = lab_machines(Machine.here(), Path("/proc/cpuinfo").read_text(), Path("/dev/kvm"))
+    chosen, why = lab_machines(Machine.here(), CPU.read_text(), KVM)
     say(f"The lab's machines are {'virtual machines' if chosen == 'vms' else chosen}: {why}")
     return chosen
 
@@ -610,7 +619,9 @@ def pulumi(plugins: Sequence[str]) -> Path:
         _try(folder)
     stamp.touch()
     for name in plugins:
-        if not (_home(folder) / "plugins" / f"resource-{name}-v{PLUGINS[name]}").is_dir():
+        there = _home(folder) / "plugins" / f"resource-{name}-v{PLUGINS[name]}"
+        # While Pulumi unpacks a plugin, and after it was killed at that, a file beside the folder says so.
+        if not there.is_dir() or there.with_name(f"{there.name}.partial").exists():
             _plugin(name, folder)
     return folder
 

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from lab import hypervisor
 from model.stack import StackFile
 from tools import setup
 
@@ -114,6 +115,19 @@ def test_a_lab_has_virtual_machines_only_where_they_are_quick(tmp_path: Path) ->
         assert setup.lab_machines(GOOD, flags, kvm)[0] == "vms"
     machines, why = setup.lab_machines(replace(GOOD, memory=8), FLAGS, kvm)
     assert machines == "containers" and "there are 8.0 GiB of memory: 12 GiB are needed" in why
+
+
+def test_hypervisors_of_a_lab_emulate_where_a_set_up_says_that_they_have_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(setup, "KVM", tmp_path / "kvm")
+    setup.CPU.write_text(f"processor : 0\n{FLAGS}\n")
+    assert hypervisor.emulates()
+    setup.KVM.touch()
+    assert not hypervisor.emulates()
+    setup.CPU.write_text("processor : 0\nflags : fpu sse2\n")
+    assert hypervisor.emulates()
 
 
 def test_the_lab_that_runs_says_what_its_machines_are(

@@ -154,6 +154,17 @@ def test_a_wrong_sum_ends_a_set_up_and_is_never_a_reason_to_build(
     assert not built and not list(setup.CACHE.glob("*/complete")) and not list(setup.CACHE.glob("*/pulumi"))
 
 
+def test_a_plugin_is_installed_again_where_pulumi_was_killed_while_it_unpacked_it(
+    releases: Releases, built: list[str]
+) -> None:
+    folder = setup.pulumi(["command"])
+    there = folder / "home" / "plugins" / f"resource-command-v{setup.PLUGINS['command']}"
+    (there / "pulumi-resource-command").unlink()
+    there.with_name(f"{there.name}.partial").touch()
+    setup.pulumi(["command"])
+    assert (there / "pulumi-resource-command").exists() and not built
+
+
 def test_a_plugin_that_is_not_the_pinned_one_is_refused(releases: Releases, built: list[str]) -> None:
     _pin(b"another archive", COMMAND)
     with pytest.raises(setup.SetupFailed, match=r"command-v\S+ was downloaded, and is not what sums.txt says"):
