@@ -22,6 +22,8 @@ EXAMPLES = 100
 LET_IN = "203.0.113.71"
 """A client whose mail passes greylisting and the score of spam: each answer is about the mail as such."""
 HEADER = "X-Strange"
+AUTHOR = "From: Bob <bob@far.example>"
+"""Each mail has it: one without an author is refused, whatever else is strange about it."""
 ATOM = string.ascii_letters + string.digits + "!#$%&'*+-/=?^_`{|}~."
 BYTES = "".join(map(chr, range(1, 256)))
 TEXT = "".join(letter for letter in BYTES if letter not in "\r\n")
@@ -181,7 +183,7 @@ def reader(command: str) -> str:
 
 def test_what_the_mx_takes_is_in_the_mailbox_byte_for_byte_and_what_it_refuses_it_refuses_at_once(lab: Lab) -> None:
     batch, sent = secrets.token_hex(8), examples(EXAMPLES)
-    contents = [f"{HEADER}: {batch}-{number}.\r\n{one.content}" for number, one in enumerate(sent)]
+    contents = [f"{HEADER}: {batch}-{number}.\r\n{AUTHOR}\r\n{one.content}" for number, one in enumerate(sent)]
     requests = [
         {"mail": one.sender, "rcpt": one.recipients, "data": stuffed(content)}
         for one, content in zip(sent, contents, strict=True)
