@@ -47,17 +47,28 @@ def sent(program: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
         def sendmail(self, sender: str, recipients: list[str], text: bytes, **options: Any) -> None:
             if recipients[0].startswith("-"):
                 raise smtplib.SMTPRecipientsRefused({recipients[0]: (501, b"5.1.3 Bad recipient address syntax")})
+            if recipients[0].startswith("full@"):
+                raise smtplib.SMTPRecipientsRefused({recipients[0]: (452, b"4.3.1 Insufficient system storage")})
+            if b"\n\r\nlarge" in text:
+                raise smtplib.SMTPDataError(552, b"5.3.4 Error: message file too big")
             got.append((sender, recipients, text.decode().replace("\r\n", "\n")))
+
+    program.lda = 0
+
+    def deliver(command: tuple[str, ...], **options: Any) -> Any:
+        program.inbox.append((command, options["input"].decode().replace("\r\n", "\n")))
+        return types.SimpleNamespace(returncode=program.lda)
 
     def send(text: str, sender: str = "<>", user: str = "dora", to: str = "bob@far.example") -> Any:
         monkeypatch.setattr(program.smtplib, "SMTP", Postfix)
         monkeypatch.setattr(sys, "argv", ["filter-mail", user, "-i", "-f", sender, "--", to])
         monkeypatch.setattr(program.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(program.syslog, "syslog", lambda level, text: program.journal.append(text))
-        program.journal = []
+        monkeypatch.setattr(program.subprocess, "run", deliver)
+        program.journal, program.inbox = [], []
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         program.main()
-        return got[-1]
+        return got[-1] if got else None
 
     return send
 
@@ -130,8 +141,9 @@ def test_a_user_without_an_address_sends_on_and_says_nothing(program: Any, sent:
     for sender in ("<>", "postmaster@hill.example"):
         with pytest.raises(SystemExit) as end:
             sent("X-Sieve: P\nFrom: <postmaster@hill.example>\n\npay\n", sender, user="carl")
-        # Dovecot keeps the mail.
+        # Dovecot keeps the mail that it is about; what was to be said is nobody's.
         assert end.value.code == 75 and "carl sends does not leave: the user has no address" in program.journal[0]
+        assert not program.inbox
 
 
 @pytest.mark.parametrize(
@@ -158,12 +170,32 @@ def test_a_recipient_in_an_international_domain_is_reached_by_its_ascii_form(
         ("-x@far.example", "Postfix does not take it: {'-x@far.example': (501,"),
     ],
 )
-def test_a_recipient_whom_no_mail_reaches_is_told_in_the_journal(
+def test_a_recipient_whom_no_mail_reaches_is_told_in_the_journal_and_the_mail_is_in_the_inbox(
     program: Any, sent: Any, written: str, says: str
 ) -> None:
+    # Whatever the status, Dovecot would have the mail wait for days: so it is no failure.
+    assert sent(SENT_ON, to=written) is None
+    assert says in program.journal[0]
+    lda = ("/usr/lib/dovecot/dovecot-lda", "-d", "dora", "-f", "")
+    assert program.inbox == [(lda, "From: eve@far.example\n\nx\n")]
+    # What a filter says itself holds nothing up.
     with pytest.raises(SystemExit) as end:
-        sent(SENT_ON, to=written)
-    assert end.value.code == 75 and says in program.journal[0]
+        sent("X-Sieve: P\nFrom: dora@hill.example\n\nx\n", to=written)
+    assert end.value.code == 75 and says in program.journal[0] and not program.inbox
+
+
+def test_a_mail_that_postfix_will_never_take_is_in_the_inbox_as_it_came(program: Any, sent: Any) -> None:
+    came = "X-Sieve: of a stranger\nDelivered-To: dora\nX-Posthorn-Filter: ben says\n\nlarge\n"
+    assert sent(f"X-Sieve: P\nX-Sieve-Redirected-From: dora\n{came}") is None
+    assert [text for _, text in program.inbox] == [came]
+
+
+def test_a_mail_that_postfix_will_take_later_or_that_has_no_room_in_the_inbox_waits(program: Any, sent: Any) -> None:
+    for to, status, tried in ("full@far.example", 0, 0), ("-x@far.example", 75, 1):
+        program.lda = status
+        with pytest.raises(SystemExit) as end:
+            sent(SENT_ON, to=to)
+        assert end.value.code == 75 and len(program.inbox) == tried and len(program.journal) == 1
 
 
 def test_a_postfix_that_restarts_is_waited_for_and_not_for_ever(
@@ -174,9 +206,9 @@ def test_a_postfix_that_restarts_is_waited_for_and_not_for_ever(
     clock = iter(range(100))
     monkeypatch.setattr(program.time, "monotonic", lambda: next(clock))
     program.away += [ConnectionRefusedError(111, "Connection refused")] * 50
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as end:
         sent(SENT_ON)
-    assert "Connection refused" in program.journal[0]
+    assert end.value.code == 75 and "Connection refused" in program.journal[0] and not program.inbox
     assert 50 - len(program.away) == program.TRIES_FOR + 1
     # Dovecot gives up a program after thirty seconds (submission_timeout).
     assert program.TRIES_FOR + program.ANSWERS_IN < 30
