@@ -48,11 +48,15 @@ def judge_address(
         yield place.wrong("has no name: no PTR record", advice)
     else:
         for name in sorted(pointer.records):
+            short = name.rstrip(".")
             if str(address) in back[name].records:
-                yield place.good(f"is {name.rstrip('.')}, and that is it")
+                yield place.good(f"is {short}, and that is it")
+            elif back[name].error:
+                yield place.unknown(f"where its name {short} leads: the resolver {back[name].error}", "ask again later")
             else:
-                leads = ", ".join(sorted(back[name].records)) or back[name].error or "nothing"
-                yield place.wrong(f"is {name.rstrip('.')}, and that leads to {leads}", advice)
+                leads = ", ".join(sorted(back[name].records)) or "nothing"
+                mend = f"publish {address} for {short}, or have its PTR record say another name"
+                yield place.wrong(f"is {short}, and that leads to {leads}", mend)
     if greeted.error:
         yield place.unknown(f"whether {greeting} leads to it: the resolver {greeted.error}", "ask again later")
     elif str(address) in greeted.records:

@@ -183,6 +183,8 @@ def test_an_address_has_a_name_that_leads_back(keyed_stack: Stack) -> None:
     assert {finding.severity for finding in found} == {Severity.GOOD}
     lost = worst(names.judge_address(address, greeting, has("gw.hill.example."), {"gw.hill.example.": has()}, good))
     assert lost.severity is Severity.WRONG and "that leads to nothing" in lost.what
+    silent = worst(names.judge_address(address, greeting, has("g."), {"g.": Answer(error="does not answer")}, good))
+    assert silent.severity is Severity.UNKNOWN and "where its name g leads: the resolver does not answer" in silent.what
     nameless = worst(names.judge_address(address, greeting, has(), {}, good))
     assert nameless.severity is Severity.WRONG and "no PTR record" in nameless.what
     elsewhere = worst(names.judge_address(address, greeting, has("g."), {"g.": good}, has("192.0.2.77")))
