@@ -187,6 +187,47 @@ def test_an_author_is_taken_as_the_domain_asks(all_well: Lab) -> None:
         assert in_mailbox(all_well, "ann", id_of(text), folder=folder), author
 
 
+CROWD = """
+import http.client, json, sys
+from concurrent.futures import ThreadPoolExecutor
+
+def asked(mail):
+    client, sender, recipient, text = mail
+    scanner = http.client.HTTPConnection("127.0.0.1", 11330, timeout=60)
+    told = {"IP": client, "From": sender, "Rcpt": recipient, "Helo": "mx.far.example"}
+    scanner.request("POST", "/checkv2", text.encode(), told)
+    found = json.loads(scanner.getresponse().read())
+    return [name for name in found["symbols"] if name.startswith("DMARC_") and name != "DMARC_CHECK"]
+
+with ThreadPoolExecutor(60) as several:
+    print(json.dumps(list(several.map(asked, json.load(sys.stdin)))))
+"""
+VERDICTS = {
+    "reject.far.example": "DMARC_POLICY_REJECT",
+    "quarantine.far.example": "DMARC_POLICY_QUARANTINE",
+    "mail.trial.far.example": "DMARC_POLICY_SOFTFAIL",
+    "far.example": "DMARC_POLICY_SOFTFAIL",
+    "one.suffix.far.example": "DMARC_POLICY_REJECT",
+}
+
+
+def test_mails_that_come_side_by_side_are_each_judged_by_their_own_author(all_well: Lab) -> None:
+    # As its milter asks the scanner: no client has as many sessions at an MX.
+    mails, wanted = [], []
+    for number in range(400):
+        domain, verdict = list(VERDICTS.items())[number % len(VERDICTS)]
+        # Greylisting, which comes first, has met none of them.
+        sender = f"{secrets.token_hex(6)}@{domain}"
+        mails.append((f"203.0.113.{130 + number % 100}", sender, "ann@hill.example", written_as(f"<{sender}>")))
+        wanted.append([verdict])
+    before = all_well.run("frontend-oak", "pgrep", "-u", "_rspamd", "rspamd").stdout
+    done = all_well.run("smtp-in-oak", "python3", "-c", CROWD, text=json.dumps(mails))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == wanted
+    # None of its processes has died of it.
+    assert all_well.run("frontend-oak", "pgrep", "-u", "_rspamd", "rspamd").stdout == before
+
+
 # What an alias sends on
 
 

@@ -1,5 +1,5 @@
 local util = require "rspamd_util"
-local dns = require "rspamd_dns"
+local logger = require "rspamd_logger"
 
 local function list(name, kind, description)
   return rspamd_config:add_map({ url = "/etc/rspamd/posthorn-" .. name, type = kind, description = description })
@@ -180,20 +180,46 @@ local QUESTIONS = 8
 local ORDER = { none = 0, quarantine = 1, reject = 2 }
 local SYMBOLS = { none = "DMARC_POLICY_SOFTFAIL", quarantine = "DMARC_POLICY_QUARANTINE", reject = "DMARC_POLICY_REJECT" }
 
--- What the DNS says: a list, which is empty where there is nothing; nil where it did not answer.
-local function ask(task, kind, name)
-  local is_there, answer = dns.request({ task = task, type = kind, name = name, forced = true })
-  if is_there then
-    return answer
+-- What the DNS says: a list, which is empty where there is nothing; nil where it did not answer. It is for what `with_answers`
+-- runs, which does the asking.
+local function ask(kind, name)
+  local answers, failure = coroutine.yield(kind, name)
+  local nothing = failure == "no records with this name" or failure == "requested record is not found"
+  return answers or (nothing and {}) or nil
+end
+
+-- Runs a function that asks the DNS as if answers came at once. rspamd's own way to do so (rspamd_dns.request, with the flag
+-- "coro") takes one mail's questions for another's where many mails come side by side, and the scanner dies of it (rspamd issue
+-- 4902). Its resolver with callbacks, which rspamd's own rules use, does not.
+local function with_answers(task, work)
+  local steps = coroutine.create(work)
+  local function go_on(...)
+    local is_well, kind, name = coroutine.resume(steps, ...)
+    if not is_well then
+      -- Without a verdict nothing passes.
+      logger.errx(task, "%s", kind)
+      task:set_pre_result("soft reject", "this mail cannot be judged now", "posthorn")
+    elseif coroutine.status(steps) ~= "dead" then
+      local is_asked = task:get_resolver():resolve(kind, {
+        task = task,
+        name = name,
+        forced = true,
+        callback = function(_, _, answers, failure)
+          go_on(answers, failure)
+        end,
+      })
+      if not is_asked then
+        go_on(nil, "the question could not be asked")
+      end
+    end
   end
-  local nothing = answer == "no records with this name" or answer == "requested record is not found"
-  return nothing and {} or nil
+  go_on()
 end
 
 -- The tags of the DMARC record of a name; false where there is none, or more than one; nil where the DNS did not answer.
-local function record(task, name, seen)
+local function record(name, seen)
   if seen[name] == nil then
-    local answers = ask(task, "txt", "_dmarc." .. name)
+    local answers = ask("txt", "_dmarc." .. name)
     if not answers then
       return nil
     end
@@ -218,7 +244,7 @@ end
 
 -- The organization that a name belongs to, and the record that speaks for it: the tree walk of sections 4.10.1 and 4.10.2.
 -- nil where the DNS did not answer.
-local function organization(task, name, seen)
+local function organization(name, seen)
   local labels = {}
   for label in name:gmatch("[^.]+") do
     table.insert(labels, label)
@@ -229,7 +255,7 @@ local function organization(task, name, seen)
   end
   local top, own, last
   for position, at in ipairs(names) do
-    local tags = record(task, at, seen)
+    local tags = record(at, seen)
     if tags == nil then
       return nil
     elseif tags then
@@ -270,7 +296,7 @@ end
 
 -- Whether one of those domains is that of an author, or of the same organization (section 4.4); nil where the DNS did not
 -- answer. Without tags: whether the domain has a DMARC policy or not.
-local function is_proved(task, domain, by, tags, seen)
+local function is_proved(domain, by, tags, seen)
   local home, unknown
   for _, proof in ipairs(by) do
     if proof.name == domain then
@@ -279,8 +305,8 @@ local function is_proved(task, domain, by, tags, seen)
   end
   for _, proof in ipairs(by) do
     if tags[proof.mode] ~= "s" then
-      home = home or organization(task, domain, seen)
-      local its = organization(task, proof.name, seen)
+      home = home or organization(domain, seen)
+      local its = organization(proof.name, seen)
       if home and home == its then
         return true
       end
@@ -294,14 +320,14 @@ local function is_proved(task, domain, by, tags, seen)
 end
 
 -- What a domain asks to be done with a mail that is not its own (section 4.7); nil where it asks nothing.
-local function asked_for(task, domain, own, tags)
+local function asked_for(domain, own, tags)
   local words = tags.p
   if not own then
     words = tags.sp or tags.p
     if tags.np then
       local exists = false
       for _, kind in ipairs({ "a", "aaaa", "mx" }) do
-        local answers = ask(task, kind, domain)
+        local answers = ask(kind, domain)
         exists = exists or not answers or #answers > 0
       end
       words = exists and words or tags.np
@@ -328,7 +354,7 @@ local function check_sent_on(task, authors, seen)
   for _, author in ipairs(authors) do
     local address = author.addr:lower()
     if names(domains, address) and not may(task:get_user(), address) then
-      if is_proved(task, author.domain:lower(), by, {}, seen) then
+      if is_proved(author.domain:lower(), by, {}, seen) then
         -- As it was when its author sent it.
       elseif task:has_symbol("R_DKIM_TEMPFAIL") then
         return later(task, author.domain)
@@ -350,12 +376,12 @@ local function check_authors(task)
     local domain, address = author.domain:lower(), author.addr:lower()
     local verdict = done[domain]
     if not verdict then
-      local home, tags = organization(task, domain, seen)
-      local proof = is_proved(task, domain, by, tags or {}, seen)
+      local home, tags = organization(domain, seen)
+      local proof = is_proved(domain, by, tags or {}, seen)
       verdict = { domain = domain, proved = proof, says = "none", policy = tags and (tags.p or "none") }
       if not proof then
         if home and tags then
-          verdict.says = asked_for(task, domain, tags == seen[domain], tags)
+          verdict.says = asked_for(domain, tags == seen[domain], tags)
         end
         local unsure = proof == nil or task:has_symbol("R_SPF_DNSFAIL") or task:has_symbol("R_DKIM_TEMPFAIL")
         if not home or (unsure and verdict.says ~= "none") then
@@ -406,10 +432,14 @@ end
 
 local check = rspamd_config:register_symbol({
   name = "DMARC_CHECK",
-  -- Also when others have reached the limit; it waits for answers of the DNS.
-  flags = "fine,coro",
+  -- Also when others have reached the limit.
+  flags = "fine",
   score = 0.0,
-  callback = check_authors,
+  callback = function(task)
+    with_answers(task, function()
+      check_authors(task)
+    end)
+  end,
 })
 -- The names by which other modules know what was found.
 for _, name in ipairs({ "POLICY_ALLOW", "POLICY_SOFTFAIL", "POLICY_QUARANTINE", "POLICY_REJECT", "NA" }) do
