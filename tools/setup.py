@@ -618,6 +618,7 @@ def pulumi(plugins: Sequence[str]) -> Path:
             raise SetupFailed(f"the archive of Pulumi cannot be unpacked ({error}): run this again") from None
         _try(folder)
     stamp.touch()
+    _keep_no_debug_log(_home(folder))
     for name in plugins:
         there = _home(folder) / "plugins" / f"resource-{name}-v{PLUGINS[name]}"
         # While Pulumi unpacks a plugin, and after it was killed at that, a file beside the folder says so.
@@ -629,6 +630,21 @@ def pulumi(plugins: Sequence[str]) -> Path:
 def _home(folder: Path) -> Path:
     """Pulumi's own folder. Beside its programs, so that a plugin of another version or build is never met in it."""
     return folder / "home"
+
+
+def _keep_no_debug_log(home: Path) -> None:
+    """Takes the place of the folder in which Pulumi keeps a debug log of each command.
+
+    That log cannot be switched off. It takes a quarter of a command's CPU time and some MB for each; without a folder for it
+    Pulumi goes on (pkg/cmd/pulumi/pulumi.go: "automatic logging unavailable").
+    """
+    logs = home / "logs"
+    if not logs.is_file():
+        shutil.rmtree(logs, ignore_errors=True)
+        home.mkdir(mode=0o700, exist_ok=True)
+        # A command that still writes there keeps its folder, until the next time.
+        with contextlib.suppress(OSError):
+            logs.touch()
 
 
 def _built_instead(what: str, error: NotDownloaded) -> None:

@@ -189,6 +189,17 @@ def test_what_nothing_used_for_a_month_is_removed(monkeypatch: pytest.MonkeyPatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pulumi-home", "venv-used"]
 
 
+@pytest.mark.parametrize("former", [True, False])
+def test_pulumi_keeps_no_debug_log_of_each_command(tmp_path: Path, former: bool) -> None:
+    home = tmp_path / "home"
+    if former:
+        (home / "logs").mkdir(parents=True)
+        (home / "logs" / "pulumi-20260101T000000-1-up.log").touch()
+    for _ in range(2):
+        setup._keep_no_debug_log(home)
+        assert (home / "logs").is_file()
+
+
 def test_versions_are_the_same_wherever_they_stand() -> None:
     """tools/setup.py says which Pulumi and plugins are taken; what is built, and what Python knows of, are those."""
     go = {name: (setup.GO / name / "go.mod").read_text() for name in ("pulumi", "libvirt", "language")}
