@@ -635,8 +635,8 @@ def _home(folder: Path) -> Path:
 def _keep_no_debug_log(home: Path) -> None:
     """Takes the place of the folder in which Pulumi keeps a debug log of each command.
 
-    That log cannot be switched off. It takes a quarter of a command's CPU time and some MB for each; without a folder for it
-    Pulumi goes on (pkg/cmd/pulumi/pulumi.go: "automatic logging unavailable").
+    That log cannot be switched off. It takes a quarter of a command's CPU time and some MB for each; without a folder
+    for it Pulumi goes on (pkg/cmd/pulumi/pulumi.go: "automatic logging unavailable").
     """
     logs = home / "logs"
     if not logs.is_file():
