@@ -597,6 +597,8 @@ def systemctl(verb: str, units: list[str], *options: str, of: Callable[[str], st
     """One call for all units. On failure the error names the first unit that failed, with the end of its journal."""
     if not units:
         return
+    # Timers and paths last: what they start at once is to find the jobs of the units that it waits for (After=).
+    units = sorted(units, key=lambda unit: unit.endswith((".timer", ".path")))
     done = run("systemctl", verb, "--quiet", *options, "--", *units)
     if done.returncode:
         for unit, state in unit_states(units).items():

@@ -220,6 +220,11 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str | None])
     return [{"service": "nginx", "kind": "test"}]
 
 
+def test_what_starts_others_is_started_after_what_these_wait_for(host: Host) -> None:
+    agent.apply(host.bundle({"a": "x"}, {"certificate.timer": ["a"], "learn.path": ["a"], "unbound.service": ["a"]}))
+    assert "start unbound.service certificate.timer learn.path" in host.commands
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host: Host) -> None:
     units = {"nginx.service": ["a", "b"]}
     agent.apply(host.bundle({"a": "old", "b": "old"}, units))
