@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 
@@ -315,8 +315,15 @@ class Stack(StackFile):
 
     def addresses_of(self, account: str) -> Iterator[str]:
         """The addresses an account may send as: those that lead to it directly, and its ``send_as``."""
+        yield from self._addresses.get(account, ())
+        yield from self.accounts[account].send_as
+
+    @cached_property
+    def _addresses(self) -> Mapping[str, Sequence[str]]:
+        """Accounts to the addresses that lead to them directly, in domains that send."""
+        found: dict[str, list[str]] = {}
         for domain in self.sending_domains:
             for local, targets in self.resolved_aliases(domain).items():
-                if local != CATCH_ALL and any(target.account == account for target in targets):
-                    yield f"{local}@{domain}"
-        yield from self.accounts[account].send_as
+                for account in {target.account for target in targets if target.account and local != CATCH_ALL}:
+                    found.setdefault(account, []).append(f"{local}@{domain}")
+        return found

@@ -74,7 +74,7 @@ def configure(stack: Stack, host: Host) -> Service:
             streams=streams,
             webmail=_webmail(stack, host),
         ),
-        units=(Unit("nginx.service", reload_on=("/etc/nginx/", "/etc/posthorn/"), sandbox=SANDBOX),),
+        units=(Unit("nginx.service", reload_on=("/etc/nginx/", *identity.SHOWN), sandbox=SANDBOX),),
         checks=(Check(("nginx", "-t", "-q")),),
         health=({**web, "port": 443, "tls": True}, {**web, "port": 80, "tls": False}),
         listens=(

@@ -22,6 +22,8 @@ KEY = f"{FOLDER}host.key"
 NEXT_KEY = f"{FOLDER}next.key"
 """The key to come, while it is replaced: nothing serves with it, and it is certified by ACME in advance."""
 PRIVATE_ROOTS = "/etc/posthorn/roots.pem"
+SHOWN = (FOLDER, AUTHORITY, PRIVATE_ROOTS)
+"""What a TLS service reads, and has to read again when it changes."""
 TUNNEL_SANDBOX = Sandbox("CAP_SETGID CAP_SETUID")
 """stunnel reads the host's key as root, and becomes another user."""
 

@@ -62,7 +62,7 @@ def receive(stack: Stack, host: Host) -> Service:
         units=(
             Unit(
                 "stunnel@learning.service",
-                restart_on=("/etc/stunnel/learning.conf", "/etc/posthorn/"),
+                restart_on=("/etc/stunnel/learning.conf", *identity.SHOWN),
                 sandbox=TUNNEL_SANDBOX,
             ),
         ),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from model.network import Role
 from model.stack import Host, Stack
-from services import dovecot, learning, postfix, replication, smtp_out
+from services import dovecot, identity, learning, postfix, replication, smtp_out
 from services.service import Call, Compile, Directory, File, Listen, Service, Source, Unit, User
 from services.table import table
 
@@ -91,7 +91,7 @@ def configure(stack: Stack, host: Host) -> Service:
             Unit(
                 "dovecot.service",
                 restart_on=("/etc/dovecot/dovecot.conf", replication.DOVECOT_GUARD),
-                reload_on=("/etc/posthorn/", replication.PASSWORD),
+                reload_on=(*identity.SHOWN, replication.PASSWORD),
                 sandbox=dovecot.SANDBOX,
             ),
             Unit(PURGE, restart_on=(f"/etc/systemd/system/{PURGE}",)),

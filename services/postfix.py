@@ -12,7 +12,7 @@ from services.service import Check, Directory, File, Sandbox, Unit
 from services.table import table
 
 FOLDER = "/etc/postfix/"
-LOOKS = ("/etc/postfix/", "/etc/posthorn/")
+LOOKS = ("/etc/postfix/", *identity.SHOWN)
 QUIET = 'said=$( { postconf -n; postconf -M; } 2>&1 >/dev/null ); test -z "$said" || { echo "$said"; exit 1; }'
 """Postfix only warns of a misspelt parameter, on standard error: here that counts as refused.
 

@@ -113,7 +113,7 @@ def configure(stack: Stack, host: Host) -> Service:
             SecretFile(TOKEN, "sync-token", f"{password}\n"),
         ),
         units=(
-            Unit(TUNNEL, restart_on=("/etc/stunnel/", "/etc/posthorn/"), sandbox=identity.TUNNEL_SANDBOX),
+            Unit(TUNNEL, restart_on=("/etc/stunnel/", *identity.SHOWN), sandbox=identity.TUNNEL_SANDBOX),
             Unit(UNIT, restart_on=(PROGRAM, CONFIGURATION, TOKEN, f"{SYSTEM}/{UNIT}")),
         ),
         health=({**probe, "port": SYNC, "status": [200]},),

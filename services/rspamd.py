@@ -21,6 +21,8 @@ REDIS = "/run/redis/redis-server.sock"
 KEYPAIR = "/etc/rspamd/posthorn-keypair.inc"
 SEAL = "/etc/rspamd/posthorn-seal.key"
 SYSTEM = "/etc/systemd/system/"
+RULES = ("/etc/rspamd/local.d/", "/etc/rspamd/rspamd.local.lua", KEYPAIR, SEAL)
+"""What rspamd reads once. Its maps (`lists` and others) it reads again by itself, as soon as they change."""
 SANDBOX = Sandbox(compiles=True, asks_addresses=True)
 """It begins as its own user. LuaJIT and Hyperscan make code of rules."""
 
@@ -93,7 +95,7 @@ def configure(stack: Stack, host: Host) -> Service:
             ),
             Unit(
                 "rspamd.service",
-                restart_on=("/etc/rspamd/", f"{SYSTEM}rspamd.service.d/posthorn.conf"),
+                restart_on=(*RULES, f"{SYSTEM}rspamd.service.d/posthorn.conf"),
                 sandbox=SANDBOX,
             ),
         ),

@@ -496,3 +496,34 @@ def test_the_scanner_knows_which_addresses_lead_out_of_the_stack(config: dict[st
     assert leads["team@moor.example"] == "yes"
     # A catch-all leads out, so the others have to be named.
     assert leads["@dale.example"] == "yes" and leads["ann@dale.example"] == leads["mine@dale.example"] == "no"
+
+
+def test_an_alias_restarts_nothing_and_a_new_account_no_scanner(keyed_config: dict[str, Any]) -> None:
+    """What reads tables that change often reads them again by itself, or is reloaded."""
+
+    def restarted(config: dict[str, Any]) -> set[tuple[str, str]]:
+        changed = parse("lab", "Pulumi.lab.yaml", config)
+        found = set()
+        for name, host in changed.all_hosts.items():
+            before = bundle(original, original.all_hosts[name])
+            after = bundle(changed, host)
+            paths = [
+                path
+                for path, file in after["files"].items()
+                if before["files"].get(path, {}).get("content") != file["content"]
+            ]
+            assert paths or name not in ("smtp-in-oak", "frontend-oak")
+            found |= {
+                (name, unit)
+                for unit, rules in after["units"].items()
+                for path in paths
+                if path.startswith(tuple(rules["restart_on"]))
+            }
+        return found
+
+    original = parse("lab", "Pulumi.lab.yaml", keyed_config)
+    config = copy.deepcopy(keyed_config)
+    config["domains"]["hill.example"]["aliases"]["novel"] = "ann"
+    assert restarted(config) == set()
+    config["accounts"]["novel"] = config["accounts"]["ann"]
+    assert not {unit for _, unit in restarted(config)} & {"rspamd.service", "stunnel@learning.service"}
