@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import subprocess
 import time
@@ -14,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from lab import live, up
-from lab.state import RELEASE, LabError, State, load
+from lab.state import FOLDER, RELEASE, LabError, State, load
 from model.load import load as load_stack
 from model.stack import Stack
 from services.bundle import bundle
@@ -111,6 +113,15 @@ class Lab:
         return answer
 
 
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Labs come up one after another: that alone takes all of a machine, while their tests mostly wait."""
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    with (FOLDER.parent / "coming-up.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A lab in containers, brought up and proved."""
@@ -123,10 +134,12 @@ def lab() -> Iterator[Lab]:
     else:
         if state.machines != "containers":
             pytest.fail(f"the lab runs with {state.machines}: make lab-down first", pytrace=False)
-    began = time.time()
-    up.up(console, "containers", release=RELEASE)
+    with _one_at_a_time():
+        began = time.time()
+        up.up(console, "containers", release=RELEASE)
+        came_up = (began, time.time())
     try:
-        yield Lab(load(), came_up=(began, time.time()))
+        yield Lab(load(), came_up)
     finally:
         if mine:
             up.down(console)
