@@ -230,7 +230,7 @@ def test_a_user_whom_one_host_does_not_know_yet_is_told_and_comes_when_it_does(p
         pair.run(B, "sh", "-c", line)
         eventually(lambda: pair.run(B, "doveadm", "user", user).returncode == 0)
         pair.both(PROGRAM, "now", user)
-        once(converged(pair, [user], 5), user, sent)
+        once(converged(pair, [user]), user, sent)
     finally:
         for host in HOSTS:
             for file in lab_pair.FILES:
