@@ -2,16 +2,18 @@
 
 The order is what makes it safe: packages that start nothing, files staged and checked by each service's own checker
 in a private view of /etc, then atomic renames, then only those units touched whose files changed, then a real
-transaction with each of them. Whatever fails after the renames puts files, secrets and units back together.
+transaction with each of them.
 
-It can be killed at any point and run again: what a unit runs with is remembered per unit as a fingerprint of its
-files, written only after the unit took them up well; so a run that was cut leaves fingerprints that no longer match,
-and the next run finishes the work.
+A push is a transaction. Before its first write it notes on disk what stands in each place, and that nobody knows any
+more what the units run with that it is about to touch. Its last write ends that note. Whatever fails in between puts
+files, secrets and units back together. A run that was killed leaves its note: the next one, with whatever bundle,
+first puts the files back, and then touches those units.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import fnmatch
 import grp
@@ -22,13 +24,14 @@ import json
 import os
 import pwd
 import re
+import shutil
 import smtplib
 import socket
 import ssl
+import stat
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,6 +44,10 @@ KEPT_VERSIONS = 2
 AWAY = 1 << 30
 """Added to the number of an owner while files change hands: nobody has such a number."""
 UNIT_FOLDER = "/etc/systemd/system/"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PATIENCE = 300
+"""Seconds after which a command counts as hung. Copies and packages take as long as they are large."""
+PATIENCE_WITH = {"apt-get": 3600, "dpkg": 3600, "cp": 3600, "unshare": 1800, "systemctl": 600}
 
 
 class Failed(Exception):
@@ -56,13 +63,19 @@ def say(line: str) -> None:
 
 
 def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command and returns what it said; never raises for its exit status."""
+    """Runs a command and returns what it said; never raises for its exit status. One that hangs is ended and named."""
     quiet = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMCTL_SKIP_SYSV": "1"}
     environment = {**os.environ, **quiet}
+    limit = PATIENCE_WITH.get(command[0], PATIENCE)
     try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, errors="replace")
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, env=environment, errors="replace", timeout=limit
+        )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: there is no such command")
+    except subprocess.TimeoutExpired:
+        name = " ".join(command).partition("\n")[0]
+        return subprocess.CompletedProcess(command, 124, "", f"{name} had not ended after {limit} s")
 
 
 def words(done: subprocess.CompletedProcess[str]) -> str:
@@ -71,24 +84,68 @@ def words(done: subprocess.CompletedProcess[str]) -> str:
     return "\n".join(lines[-12:]) or f"exit status {done.returncode}"
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an error of the system name the file, and the file system where that is full: a full disk names neither."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        if error.errno in FULL:
+            where = next(folder for folder in (path, *path.parents) if os.path.ismount(folder) or folder == Path("/"))
+            error.strerror = f"{os.strerror(error.errno)} (file system {where})"
+        raise
+
+
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def beside(path: Path) -> Path:
+    """The name of what is about to take a file's place: always the same, so that no litter is left by a run's end."""
+    return path.with_name(f".{path.name}.push")
+
+
 def write(path: Path, content: bytes, mode: int, owner: int, group: int) -> None:
     """Replaces a file in one step: a reader sees the old or the new content, with its right mode, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    new = beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchown(file.fileno(), owner, group)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException as error:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.unlink(missing_ok=True)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                os.fchown(file.fileno(), owner, group)
+                os.fchmod(file.fileno(), mode)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError):
-            error.filename = str(path)  # A full disk names no file.
+            os.unlink(new)
         raise
+
+
+def name_again(path: Path, other: Path) -> None:
+    """Gives what stands at a path a second name, which takes no space; on another file system it is copied."""
+    try:
+        with naming(other):
+            os.link(path, other, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(path), other)
+        else:
+            write(other, path.read_bytes(), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def user_id(name: str) -> int:
@@ -122,7 +179,13 @@ def under(path: str, prefixes: list[str]) -> bool:
 
 
 class State:
-    """What the agent put on this host. A host that was made anew has none."""
+    """What the agent put on this host, and what a push that has not ended yet replaces. A host made anew has neither.
+
+    ``files`` and ``compiled`` are paths, ``units`` has the fingerprints of what each unit runs with: nothing where that
+    is not known. ``undo`` is there while a push is under way, and after one that was cut: ``paths`` to what stood there
+    before (the name of a file in the folder of the same name; mode and owners of a folder; None where nothing was),
+    ``units`` to how they were, and ``known``, the fingerprints of before.
+    """
 
     def __init__(self) -> None:
         self.path = HOME / "state.json"
@@ -134,14 +197,96 @@ class State:
         value: dict[str, Any] = self.values.setdefault(key, {})
         return value
 
-    def remember(self, **paths: Iterable[str]) -> None:
-        """Remembers paths before they are written: wherever this run is cut, the next one knows what it may find."""
-        for kind, more in paths.items():
-            self.get(kind).update(dict.fromkeys(more, True))
-        self.save()
+    @property
+    def undo(self) -> dict[str, Any] | None:
+        return self.values.get("undo")
 
-    def save(self) -> None:
-        write(self.path, json.dumps(self.values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
+    def keep(self, paths: Iterable[str], units: dict[str, dict[str, str]] | None = None) -> None:
+        """Notes what stands at some paths, and how some units are, before either changes; what is noted stays so."""
+        values: dict[str, Any] = json.loads(json.dumps(self.values))
+        folder = HOME / "undo"
+        if "undo" not in values:
+            shutil.rmtree(folder, ignore_errors=True)
+            with naming(folder):
+                folder.mkdir(parents=True, mode=0o700)
+            values["undo"] = {"paths": {}, "units": {}, "known": values.setdefault("units", {}).copy()}
+        undo = values["undo"]
+        for path in paths:
+            if path not in undo["paths"]:
+                undo["paths"][path] = _former(Path(path), folder / str(len(undo["paths"])))
+        for name, unit in (units or {}).items():
+            undo["units"].setdefault(name, unit)
+            if name in values["units"]:
+                # A reload leaves alone what a unit read when it started.
+                rest = {kind: known for kind, known in values["units"][name].items() if kind != "reload"}
+                values["units"][name] = rest if unit["by"] == "reload" else {}
+        sync(folder)
+        self.save(values)
+        sync(HOME)
+
+    def settle(self, path: str) -> None:
+        """Takes one path out of what is to be undone: it stays, whatever becomes of this push."""
+        values = json.loads(json.dumps(self.values))
+        del values["undo"]["paths"][path]
+        values.setdefault("files", {})[path] = True
+        sync(Path(path).parent)
+        self.save(values)
+
+    def close(self, **values: Any) -> None:
+        """Ends a push, with what is true from now on, in one step."""
+        for folder in {Path(path).parent for path in self.values.get("undo", {"paths": ()})["paths"]}:
+            if folder.is_dir():
+                sync(folder)
+        self.save({**{key: value for key, value in self.values.items() if key != "undo"}, **values})
+        # A power failure may bring the former note back, as long as it is not known to be gone: with what it names.
+        with contextlib.suppress(OSError):
+            sync(HOME)
+            shutil.rmtree(HOME / "undo", ignore_errors=True)
+
+    def save(self, values: dict[str, Any]) -> None:
+        write(self.path, json.dumps(values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
+        self.values = values
+
+
+def _former(path: Path, kept: Path) -> dict[str, int] | str | None:
+    """Keeps what stands at a path: a file by a second name, a folder's mode and owners; None where nothing is."""
+    try:
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return {"mode": stat.S_IMODE(status.st_mode), "owner": status.st_uid, "group": status.st_gid}
+        name_again(path, kept)
+    except FileNotFoundError:
+        return None
+    return kept.name
+
+
+def put_back(paths: dict[str, Any]) -> list[str]:
+    """Puts everything back that can be, as often as it is asked to. Returns what could not, in the system's words."""
+    stuck = []
+    for name, former in paths.items():
+        path = Path(name)
+        try:
+            beside(path).unlink(missing_ok=True)
+            if former is None:
+                path.unlink(missing_ok=True)
+            elif isinstance(former, str):
+                _put_file_back(path, HOME / "undo" / former)
+            elif path.is_dir():
+                os.chown(path, former["owner"], former["group"])
+                os.chmod(path, former["mode"])
+        except OSError as error:
+            stuck.append(str(error))
+    return stuck
+
+
+def _put_file_back(path: Path, kept: Path) -> None:
+    # A file that is still in its place stays: a rename onto another name of the same file leaves both (rename(2)).
+    if os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(kept)):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name_again(kept, beside(path))
+    with naming(path):
+        os.replace(beside(path), path)
 
 
 def wait_for(lock: Callable[[Any, int], Any], file: Any, holder: Callable[[], str]) -> None:
@@ -328,7 +473,7 @@ def mount_first(bundle: dict[str, Any], state: State) -> None:
         return
     # All units at once: systemd is asked to read them a single time.
     unit_files = [path for path in bundle["files"] if path.startswith(UNIT_FOLDER)]
-    state.remember(files=unit_files)
+    state.keep(unit_files)
     for path in unit_files:
         write(Path(path), bundle["files"][path]["content"].encode(), 0o644, 0, 0)
     run("systemctl", "daemon-reload")
@@ -340,6 +485,8 @@ def mount_first(bundle: dict[str, Any], state: State) -> None:
         if settings.get("Options") == "bind" and not what.exists():
             _move_in(where, what)
         systemctl("start", [name], of=lambda unit: unit)
+        # It stays: what is written on the disk from now on would be missed without it.
+        state.settle(UNIT_FOLDER + name)
 
 
 def _move_in(where: Path, what: Path) -> None:
@@ -406,16 +553,23 @@ def _change_hands(path: Path, user: Callable[[int], int], group: Callable[[int],
                 os.lchown(item, *owner)
 
 
-def make_directories(directories: dict[str, Any]) -> None:
+def make_directories(directories: dict[str, Any], state: State) -> list[str]:
+    """Makes folders, and gives those that are there their owners and modes. Returns the paths of the latter."""
+    wrong = {}
     for path, wanted in directories.items():
         folder = Path(path)
+        is_new = not folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         status = folder.stat()
-        owner, group, mode = user_id(wanted["owner"]), group_id(wanted["group"]), int(wanted["mode"], 8)
-        if (status.st_uid, status.st_gid) != (owner, group):
-            os.chown(folder, owner, group)
-        if status.st_mode & 0o7777 != mode:
-            os.chmod(folder, mode)
+        right = (user_id(wanted["owner"]), group_id(wanted["group"]), int(wanted["mode"], 8))
+        if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != right:
+            wrong[path] = (right, is_new)
+    if changed := [path for path, (_, is_new) in wrong.items() if not is_new]:
+        state.keep(changed)
+    for path, ((owner, group, mode), _) in wrong.items():
+        os.chown(path, owner, group)
+        os.chmod(path, mode)
+    return changed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -557,6 +711,8 @@ def unit_states(units: list[str]) -> dict[str, dict[str, str]]:
     asked = run(
         "systemctl", "show", "--property=Id,ActiveState,UnitFileState,NeedDaemonReload,Result,MainPID", "--", *units
     )
+    if asked.returncode:
+        raise Failed(f"nobody can tell how the units are: {words(asked)}")
     states = {}
     for name, block in zip(units, asked.stdout.strip().split("\n\n"), strict=False):
         states[name] = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -840,11 +996,11 @@ class Change:
     def __init__(self, bundle: dict[str, Any], state: State) -> None:
         self.bundle, self.state = bundle, state
         self.files = wanted_files(bundle)
-        self.put: dict[str, Any] = state.get("files")
+        put = state.get("files")
         self.changed = {path: file for path, file in self.files.items() if not file.stands_at(Path(path))}
         by_product_of = state.get("compiled")
         self.removed = sorted(
-            path for path in self.put if path not in self.files and path not in by_product_of and os.path.lexists(path)
+            path for path in put if path not in self.files and path not in by_product_of and os.path.lexists(path)
         )
         # A compiled file goes when nothing compiles it any more.
         sources = [step["of"] for step in bundle["compile"]]
@@ -854,8 +1010,18 @@ class Change:
         self.restart: list[str] = []
         self.reload: list[str] = []
         self.start: list[str] = []
+        self.behind: list[str] = []
         self.former: set[tuple[str, str]] = set()
         known = state.get("units")
+        drifted = [*self.changed, *self.removed]
+
+        def is_behind(unit: dict[str, Any], kind: str, before: dict[str, str]) -> bool:
+            return bool(unit[kind]) and before.get(kind[:-3]) != unit_fingerprint(unit, kind, self.files)
+
+        def is_due(unit: dict[str, Any], kind: str, before: dict[str, str]) -> bool:
+            # A file that somebody else changed may have been read since: by a reboot, for one.
+            return is_behind(unit, kind, before) or any(under(path, unit[kind]) for path in drifted)
+
         deaf = deaf_services(bundle["health"])
         self.deaf = [name for name, unit in units.items() if unit["service"] in deaf and name.endswith(".service")]
         for name, unit in units.items():
@@ -864,22 +1030,34 @@ class Change:
             # A unit that is new here is started without being asked whether it may: asking takes longer.
             if not (runs(name, unit_state) if name in known else unit_state.get("ActiveState") == "active"):
                 self.start.append(name)
-            elif name in self.deaf or (
-                unit["restart_on"] and before.get("restart") != unit_fingerprint(unit, "restart_on", self.files)
-            ):
+            elif name in self.deaf or is_due(unit, "restart_on", before):
                 self.restart.append(name)
-            elif unit["reload_on"] and before.get("reload") != unit_fingerprint(unit, "reload_on", self.files):
+            elif is_due(unit, "reload_on", before):
                 self.reload.append(name)
+            if name not in self.start and any(is_behind(unit, kind, before) for kind in ("restart_on", "reload_on")):
+                self.behind.append(name)
         self.enable = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "disabled"]
         self.mask = [n for n in bundle["masked"] if self.states.get(n, {}).get("UnitFileState") not in ("masked", "")]
         self.retire = [n for n in known if n not in units]
         # Their files were put, by a run that was cut perhaps, and systemd still goes by the former ones.
         self.unread = [n for n in units if self.states.get(n, {}).get("NeedDaemonReload") == "yes"]
-        self.before = {kind: dict(state.get(kind)) for kind in ("files", "compiled")}
+        self.unmask = [n for n in units if self.states.get(n, {}).get("UnitFileState") == "masked"]
 
     @property
     def touched_units(self) -> list[str]:
         return [*self.restart, *self.start, *self.reload]
+
+    @property
+    def before(self) -> dict[str, dict[str, str]]:
+        """How all units are that this change touches, and by what it does: for the way back."""
+        touched = {
+            "restart": self.restart,
+            "start": self.start,
+            "reload": self.reload,
+            "retire": self.retire,
+            "mask": self.mask,
+        }
+        return {name: {**self.states.get(name, {}), "by": by} for by, names in touched.items() for name in names}
 
     @property
     def services(self) -> set[str]:
@@ -895,32 +1073,6 @@ class Change:
     def nothing(self) -> bool:
         files = self.changed or self.removed or self.unread
         return not any((files, self.restart, self.start, self.reload, self.enable, self.mask, self.retire))
-
-
-def previous_contents(paths: list[str]) -> dict[str, tuple[bytes, int, int, int] | None]:
-    """What stands at some paths now, for the way back; None where nothing does."""
-    kept: dict[str, tuple[bytes, int, int, int] | None] = {}
-    for path in paths:
-        try:
-            status = os.lstat(path)
-            kept[path] = (Path(path).read_bytes(), status.st_mode & 0o7777, status.st_uid, status.st_gid)
-        except FileNotFoundError:
-            kept[path] = None
-    return kept
-
-
-def put_back(kept: dict[str, tuple[bytes, int, int, int] | None]) -> list[str]:
-    """Puts every file back that can be. Returns what could not, in the system's words."""
-    stuck = []
-    for path, before in kept.items():
-        try:
-            if before is None:
-                Path(path).unlink(missing_ok=True)
-            else:
-                write(Path(path), *before)
-        except OSError as error:
-            stuck.append(str(error))
-    return stuck
 
 
 def require_way_back(networks: list[str], connection: str) -> None:
@@ -943,20 +1095,21 @@ def apply(bundle: dict[str, Any]) -> None:
     require_way_back(bundle["ssh_from"], os.environ.get("SSH_CONNECTION", ""))
     clock = Clock()
     state = State()
+    _recover(state)
     installed = install_packages(bundle["packages"], bundle["replaces"])
     make_users(bundle["users"])
-    mount_first(bundle, state)
-    give_back(bundle["kept"], owners())
-    make_directories(bundle["directories"])
-    change = Change(bundle, state)
-    clock.lap("looking")
-    if change.nothing:
-        say(f"{bundle['host']}: nothing to do, {clock}")
-        return
-    compiled = check_staged(bundle, change.changed, change.removed, change.services)
-    clock.lap("checking")
-    kept = previous_contents([*change.changed, *change.removed, *compiled])
     try:
+        mount_first(bundle, state)
+        give_back(bundle["kept"], owners())
+        folders = make_directories(bundle["directories"], state)
+        change = Change(bundle, state)
+        clock.lap("looking")
+        if change.nothing and not state.undo:
+            say(f"{bundle['host']}: nothing to do, {clock}")
+            return
+        compiled = check_staged(bundle, change.changed, change.removed, change.services)
+        clock.lap("checking")
+        state.keep([*change.changed, *change.removed, *compiled], change.before)
         _swap(change, compiled)
         _units(change)
         clock.lap("units")
@@ -964,16 +1117,20 @@ def apply(bundle: dict[str, Any]) -> None:
         wait_until_healthy(probes, bundle.get("health_seconds", 60), change.former)
         _steady(change)
         clock.lap("health")
+        _remember(change, compiled)
     except Exception as error:
+        if not state.undo:
+            raise
         # Whatever it was, this host is not left half changed.
         said = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
-        raise Failed(f"{said}\n{_roll_back(change, kept)}") from error
-    _remember(change, compiled)
-    _summary(change, compiled, installed, clock)
+        raise Failed(f"{said}\n{_roll_back(state)}") from error
+    secrets = bundle["secrets"].values()
+    used = {secret_path(secret["name"], secret["version"]) for secret in secrets}
+    forget_old_versions({secret["name"] for secret in secrets}, used)
+    _summary(change, folders, installed, clock)
 
 
 def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
-    change.state.remember(files=change.files, compiled=compiled)
     for path, file in change.changed.items():
         write(Path(path), file.content, file.mode, file.owner, file.group)
     for path, made in compiled.items():
@@ -988,7 +1145,13 @@ def _service_of(change: Change) -> Callable[[str], str]:
 
 def _units(change: Change) -> None:
     of = _service_of(change)
-    if change.unread or any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed)):
+    if change.unmask:
+        systemctl("unmask", change.unmask, of=of)
+    if (
+        change.unread
+        or change.unmask
+        or any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed))
+    ):
         run("systemctl", "daemon-reload")
         # A unit that was not known before has a state only now.
         states = unit_states(list(change.bundle["units"]))
@@ -1015,70 +1178,104 @@ def _steady(change: Change) -> None:
             raise Failed(f"{of(name)}: {name} is {unit_state.get('ActiveState')}, not active:\n{last_words(name)}")
 
 
-def _roll_back(change: Change, kept: dict[str, Any]) -> str:
-    """Puts files and units back together. Returns how that went, as a sentence."""
-    known = change.state.get("units")
+def take_back(state: State, leaving: Iterable[str] = ()) -> tuple[list[str], list[str], list[str]]:
+    """Puts files and units back together, but for running units that are left to a push that follows.
+
+    Returns what could not be put back, in the system's words; the units that are to run; those that refuse to reload.
+    """
+    undo = state.values["undo"]
+    before, known = undo["units"], undo["known"]
+
+    def touched(*by: str) -> list[str]:
+        return [name for name, unit in before.items() if unit["by"] in by and name not in leaving]
+
     # It never ran well here: better none than one that fails again and again. Its file is still there to end it by.
-    if fresh := [name for name in change.start if name not in known]:
+    if fresh := [name for name in touched("start") if name not in known]:
         run("systemctl", "disable", "--now", "--quiet", *fresh)
-    stuck = put_back(kept)
-    if any(path.startswith(UNIT_FOLDER) for path in kept):
+    stuck = put_back(undo["paths"])
+    if any(path.startswith(UNIT_FOLDER) for path in undo["paths"]):
         run("systemctl", "daemon-reload")
-    before = [*change.restart, *(name for name in change.start if name in known)]
-    if before:
-        run("systemctl", "restart", *before)
-    if change.reload:
-        run("systemctl", "reload-or-restart", *change.reload)
+    restart = [name for name in touched("restart", "start") if name not in fresh]
+    refusing = reload = touched("reload")
+    # With a part of its files a daemon may not come up again: who runs is left alone.
+    if restart:
+        run("systemctl", "start" if stuck else "restart", *restart)
+    if not reload or (not stuck and run("systemctl", "reload-or-restart", *reload).returncode == 0):
+        refusing = []
     # Last: the others have given back what these need, a port for example.
-    if ended := _allow_again(change):
-        run("systemctl", "start", *ended)
-    change.state.values.update(change.before)
-    try:
-        change.state.save()
-    except OSError as error:
-        stuck.append(str(error))
+    if again := _allow_again(before, known):
+        run("systemctl", "start", *again)
+    return stuck, [*restart, *reload, *again], refusing
+
+
+def _allow_again(before: dict[str, dict[str, str]], known: Iterable[str]) -> list[str]:
+    """Allows and enables again what was retired or masked, as far as it was before. Returns what is to run."""
+    ended = {name: unit for name, unit in before.items() if unit["by"] in ("retire", "mask")}
+    if masked := [name for name, unit in ended.items() if unit["by"] == "mask"]:
+        run("systemctl", "unmask", "--quiet", *masked)
+    if enabled := [name for name, unit in ended.items() if unit.get("UnitFileState") == "enabled"]:
+        run("systemctl", "enable", "--quiet", *enabled)
+    if shut := [name for name, unit in before.items() if unit.get("UnitFileState") == "masked"]:
+        run("systemctl", "mask", "--quiet", *shut)
+    return [name for name, unit in ended.items() if name in known or unit.get("ActiveState") == "active"]
+
+
+def _recover(state: State) -> None:
+    """Puts back what a run that was cut has left.
+
+    Which of its units took up what is not known: the push that follows starts, restarts or reloads them.
+    """
+    if not state.undo:
+        # What was kept by a run that was cut before it noted that, or after it had ended.
+        shutil.rmtree(HOME / "undo", ignore_errors=True)
+        return
+    say("an earlier run on this host was cut: what it changed is put back first")
+    stuck, *_ = take_back(state, leaving=state.undo["known"])
     if stuck:
-        return f"Not all files could be put back: {'; '.join(stuck)}"
-    states = unit_states([*before, *change.reload, *ended])
-    if down := [name for name, unit_state in states.items() if not runs(name, unit_state)]:
+        raise Failed(
+            f"an earlier run was cut, and its files could not be put back; nothing else was done: {'; '.join(stuck)}"
+        )
+    state.close()
+
+
+def _roll_back(state: State) -> str:
+    """Takes this push back. Returns how that went, as a sentence that is true."""
+    stuck, units, refusing = take_back(state)
+    if stuck:
+        return f"Not all files could be put back: {'; '.join(stuck)}. Units that run were left alone."
+    try:
+        down = [name for name, now in unit_states(units).items() if not runs(name, now) or name in refusing]
+        known = state.values["undo"]["known"]
+        state.close(units={name: {} if name in down else unit for name, unit in known.items()})
+    except (Failed, OSError) as error:
+        return f"The files were put back. Whether the services run with them is not known: {error}"
+    if down:
         return f"The files were put back, but {', '.join(down)} did not come back."
     return "The files were put back, and the services run with them as before."
 
 
-def _allow_again(change: Change) -> list[str]:
-    """Allows and enables again what was retired or masked, as far as it was before. Returns what ran."""
-    ended = {name: change.states.get(name, {}) for name in (*change.retire, *change.mask)}
-    if change.mask:
-        run("systemctl", "unmask", "--quiet", *change.mask)
-    if enabled := [name for name, before in ended.items() if before.get("UnitFileState") == "enabled"]:
-        run("systemctl", "enable", "--quiet", *enabled)
-    return [name for name, before in ended.items() if before.get("ActiveState") == "active"]
-
-
 def _remember(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
-    state = change.state
-    gone = set(change.removed)
-    state.values["files"] = dict.fromkeys(change.files, True)
-    state.values["compiled"] = dict.fromkeys((set(state.get("compiled")) - gone) | set(compiled), True)
-    state.values["units"] = {
-        name: {
-            "restart": unit_fingerprint(unit, "restart_on", change.files),
-            "reload": unit_fingerprint(unit, "reload_on", change.files),
-        }
-        for name, unit in change.bundle["units"].items()
-    }
-    state.save()
-    secrets = change.bundle["secrets"].values()
-    used = {secret_path(secret["name"], secret["version"]) for secret in secrets}
-    forget_old_versions({secret["name"] for secret in secrets}, used)
+    """The last write of a push: from here on this is what the host has."""
+    before, gone = change.state.get("compiled"), set(change.removed)
+    change.state.close(
+        files=dict.fromkeys(change.files, True),
+        compiled=dict.fromkeys((set(before) - gone) | set(compiled), True),
+        units={
+            name: {
+                "restart": unit_fingerprint(unit, "restart_on", change.files),
+                "reload": unit_fingerprint(unit, "reload_on", change.files),
+            }
+            for name, unit in change.bundle["units"].items()
+        },
+    )
 
 
-def _summary(change: Change, compiled: dict[str, Any], installed: int, clock: Clock) -> None:
+def _summary(change: Change, folders: list[str], installed: int, clock: Clock) -> None:
     parts = []
     if installed:
         parts.append(f"{installed} packages installed")
     for verb, names in (
-        ("changed", list(change.changed)),
+        ("changed", [*change.changed, *folders]),
         ("removed", change.removed),
         ("restarted", [*change.restart, *change.start]),
         ("reloaded", change.reload),
@@ -1110,7 +1307,7 @@ def difference(bundle: dict[str, Any]) -> dict[str, Any]:
         "left_over": change.removed,
         "not_active": sorted(name for name in bundle["units"] if not runs(name, change.states.get(name, {}))),
         # Who does not listen is told by its health.
-        "behind": sorted({*change.restart, *change.reload, *change.unread} - set(change.deaf)),
+        "behind": sorted({*change.behind, *change.unread} - set(change.deaf)),
     }
 
 

@@ -234,11 +234,20 @@ def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host
     assert f"No space left on device: '{host.path('b')}'" in said
 
 
-def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(host: Host) -> None:
+def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     units = {"nginx.service": ["a", "b", "c"]}
     agent.apply(host.bundle({"a": "old", "b": "old", "c": "old"}, units))
-    # It takes two files, and then neither the third nor the first again.
-    host.is_full_for = lambda path: path.name == "c" or (path.name == "a" and host.text("a") == "new")
+    replace = os.replace
+
+    def broken(source: Path, target: Path) -> None:
+        # It takes two files, and then neither the third nor the first again.
+        if target.name == "c" or (target.name == "a" and host.text("a") == "new"):
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", broken)
     said = refusal(host.bundle({"a": "new", "b": "new", "c": "new"}, units))
     assert host.text("b") == "old"
     _, _, undone = said.partition("\n")
@@ -352,7 +361,7 @@ def test_a_run_that_was_cut_before_systemd_read_its_units_is_finished_by_the_nex
     assert agent.difference(pushed("new"))["behind"] == ["a.service", "b.service"]
     host.commands.clear()
     agent.apply(pushed("new"))
-    assert host.commands == ["daemon-reload", "restart a.service"]
+    assert host.commands == ["daemon-reload", "daemon-reload", "restart a.service"]
     host.commands.clear()
     agent.apply(pushed("new"))
     assert host.commands == []
