@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -171,6 +172,72 @@ def test_a_reload_that_nginx_refuses_is_not_taken_for_done(lab: Lab) -> None:
     said = broken(lab, host, path, taken, seconds=1)
     assert said.startswith(f"{host}: frontend: 127.0.0.1 port 443: what answers has not taken up its new files\n"), said
     assert lab.run(host, "cat", path).stdout == before
+
+
+CUTS = """
+import copy, json, re, subprocess, sys, time
+
+PUSH = '''
+import json, os, signal, sys
+b = json.load(sys.stdin)
+g = {"__name__": "agent"}
+exec(b["agent"], g)
+if sys.argv[1]:
+    g[sys.argv[1]] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+g["main"](b)
+'''
+wanted, found = json.load(sys.stdin), []
+
+def altered(edit):
+    bundle = copy.deepcopy(wanted)
+    file = bundle["files"]["/etc/stunnel/learning.conf"]
+    file["content"] = edit(file["content"])
+    return bundle
+
+def also_at(port):
+    return altered(lambda text: text + f"[more]\\nclient = yes\\naccept = 127.0.0.1:{port}\\nconnect = 127.0.0.1:9\\n")
+
+def push(bundle, cut=""):
+    done = subprocess.run([sys.executable, "-c", PUSH, cut], input=json.dumps(bundle), capture_output=True, text=True)
+    # It listens a moment after it was started.
+    ports, deadline = [], time.monotonic() + (0 if cut else 10)
+    while 11335 not in ports:
+        listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
+        ports = sorted({int(port) for port in re.findall(r":(11335|1139\\d) ", listening)})
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    found.append((done.returncode, ports, done.stdout + done.stderr))
+
+old, new, third = wanted, also_at(11391), also_at(11392)
+deaf = altered(lambda text: text.replace("11335", "11393")) | {"health_seconds": 0.5}
+for cut, bundle, after in json.loads(sys.argv[1]):
+    named = {"old": old, "new": new, "third": third, "deaf": deaf}
+    push(named[bundle], cut)
+    push(named[after])
+    push(old)
+print(json.dumps(found))
+"""
+"""Pushes that are cut where a function of the agent would begin, each followed by another, and by what was there."""
+
+
+@pytest.mark.on_release(12)
+def test_a_daemon_runs_with_what_was_pushed_last_wherever_the_push_before_was_cut(lab: Lab) -> None:
+    host, cuts = "frontend-ash", ("_units", "wait_until_healthy", "_remember")
+    tries = [(cut, "new", after) for cut, after in zip(cuts, ("third", "old", "new"), strict=True)]
+    tries += [("_units", "deaf", "deaf"), ("wait_until_healthy", "deaf", "old")]
+    done = lab.push(host, program=f"import sys; sys.argv.append({json.dumps(tries)!r})\n{CUTS}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ports = {"old": [11335], "new": [11335, 11391], "third": [11335, 11392], "deaf": [11335]}
+    for (cut, bundle, after), ended, next_one, last in zip(tries, *(found[i::3] for i in range(3)), strict=True):
+        assert ended[0] == -9, ended
+        assert next_one[:2] == [1 if after == "deaf" else 0, ports[after]], (cut, bundle, next_one)
+        assert next_one[2].startswith("an earlier run on this host was cut"), next_one
+        assert last[:2] == [0, ports["old"]], (cut, bundle, last)
+    refused, mended = found[10], found[11]
+    assert "nobody listens" in refused[2] and "the services run with them as before" in refused[2]
+    assert "nothing to do" in mended[2]
 
 
 def test_an_agent_that_was_killed_finishes_its_work_in_the_next_run(unchanged: Lab) -> None:
