@@ -45,6 +45,8 @@ AWAY = 1 << 30
 """Added to the number of an owner while files change hands: nobody has such a number."""
 UNIT_FOLDER = "/etc/systemd/system/"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+IN_A_PUSH = "POSTHORN_PUSH"
+"""A variable by which a package script knows that a push runs it."""
 PATIENCE = 300
 """Seconds after which a command counts as hung. Copies and packages take as long as they are large."""
 PATIENCE_WITH = {"apt-get": 3600, "dpkg": 3600, "cp": 3600, "unshare": 1800, "systemctl": 600}
@@ -64,7 +66,7 @@ def say(line: str) -> None:
 
 def run(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command and returns what it said; never raises for its exit status. One that hangs is ended and named."""
-    quiet = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMCTL_SKIP_SYSV": "1"}
+    quiet = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMCTL_SKIP_SYSV": "1", IN_A_PUSH: "1"}
     environment = {**os.environ, **quiet}
     limit = PATIENCE_WITH.get(command[0], PATIENCE)
     try:
@@ -364,9 +366,15 @@ APT = (
     *("-o", f"DPkg::Lock::Timeout={LOCK_SECONDS}"),
 )
 DPKG_LOCKS = (Path("/var/lib/dpkg/lock-frontend"), Path("/var/lib/dpkg/lock"))
+APT_LOCKS = (Path("/var/lib/apt/lists/lock"), Path("/var/cache/apt/archives/lock"))
+"""apt waits for those of dpkg (DPkg::Lock::Timeout), and ends at once where somebody else has these."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_ASIDE = Path("/usr/sbin/policy-rc.d.aside")
-NOTHING_STARTS = b"#!/bin/sh\n# Of a push: what it installs is configured before it starts.\nexit 101\n"
+NOTHING_STARTS = f"""#!/bin/sh
+# Of a push: what it installs is configured before it starts. What is upgraded beside it starts anew as ever.
+[ -z "${IN_A_PUSH}" ] || exit 101
+[ ! -x {POLICY_ASIDE} ] || exec {POLICY_ASIDE} "$@"
+""".encode()
 
 
 def install_packages(packages: list[str], replaces: list[str]) -> int:
@@ -380,6 +388,7 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
         missing = _missing(packages)
     if not missing:
         return 0
+    _wait_for(APT_LOCKS)
     wanted = ", ".join(missing)
     plan = run(*APT, "--simulate", "install", *missing)
     # What was once listed may be gone from where it was: only a fresh list is believed to lack a package.
@@ -413,13 +422,17 @@ def _finish_installation() -> None:
 
     The apt of a run that was killed may still work, or its dpkg alone: both are waited for, and nothing starts before.
     """
-    for path in DPKG_LOCKS:
-        with open(path, "a") as lock:
-            wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
+    _wait_for(DPKG_LOCKS)
     with nothing_starts():
         # dpkg alone finishes its journal, apt alone finds what an unpacked package depends on.
         if run("dpkg", "--force-confold", "--configure", "--pending").returncode:
             run(*APT, "--no-remove", "install")
+
+
+def _wait_for(locks: Iterable[Path]) -> None:
+    for path in locks:
+        with open(path, "a") as lock:
+            wait_for(fcntl.lockf, lock, lambda: "apt or dpkg")
 
 
 @contextlib.contextmanager
@@ -728,6 +741,16 @@ def runs(name: str, unit_state: dict[str, str]) -> bool:
     )
 
 
+def of_replaced_programs() -> set[str]:
+    """The units of processes whose program on disk is another one by now: a package was upgraded, and they go on."""
+    found = set()
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{number}/exe").endswith(" (deleted)"):
+                found.add(Path(f"/proc/{number}/cgroup").read_text().strip().rpartition("/")[2])
+    return found
+
+
 def last_words(unit: str) -> str:
     """The end of a unit's journal."""
     return run("journalctl", "-u", unit, "-n", "8", "-o", "cat", "--no-pager").stdout.strip()
@@ -1022,6 +1045,7 @@ class Change:
             # A file that somebody else changed may have been read since: by a reboot, for one.
             return is_behind(unit, kind, before) or any(under(path, unit[kind]) for path in drifted)
 
+        replaced = of_replaced_programs()
         deaf = deaf_services(bundle["health"])
         self.deaf = [name for name, unit in units.items() if unit["service"] in deaf and name.endswith(".service")]
         for name, unit in units.items():
@@ -1030,7 +1054,7 @@ class Change:
             # A unit that is new here is started without being asked whether it may: asking takes longer.
             if not (runs(name, unit_state) if name in known else unit_state.get("ActiveState") == "active"):
                 self.start.append(name)
-            elif name in self.deaf or is_due(unit, "restart_on", before):
+            elif name in self.deaf or name in replaced or is_due(unit, "restart_on", before):
                 self.restart.append(name)
             elif is_due(unit, "reload_on", before):
                 self.reload.append(name)

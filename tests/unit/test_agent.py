@@ -113,6 +113,7 @@ class Host:
         monkeypatch.delenv("SSH_CONNECTION", raising=False)
         monkeypatch.setattr(agent, "install_packages", lambda *_: 0)
         monkeypatch.setattr(agent, "give_back", lambda *_: None)
+        monkeypatch.setattr(agent, "of_replaced_programs", set)
         monkeypatch.setattr(os, "fchown", lambda *_: None)
         self._write = agent.write
         monkeypatch.setattr(agent, "write", self._write_or_refuse)
@@ -408,6 +409,87 @@ def test_a_push_whose_sender_may_come_again_is_applied(
     assert host.text("a") == "new"
 
 
+def test_a_file_that_somebody_changed_is_put_right_and_who_may_have_read_it_reads_it_again(host: Host) -> None:
+    wanted = host.bundle({"a": "right", "b": "right"}, {"nginx.service": ["a"], "redis.service": ["b"]})
+    agent.apply(wanted)
+    host.commands.clear()
+    host.path("a").write_text("by hand")
+    agent.apply(wanted)
+    assert host.text("a") == "right" and host.commands == ["restart nginx.service"]
+
+
+def test_a_unit_whose_program_was_upgraded_beside_it_is_started_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = host.bundle({"a": "1"}, {"nginx.service": ["a"], "redis.service": []})
+    agent.apply(wanted)
+    host.commands.clear()
+    monkeypatch.setattr(agent, "of_replaced_programs", lambda: {"redis.service", "other.service"})
+    agent.apply(wanted)
+    assert host.commands == ["restart redis.service"]
+
+
+def test_a_process_whose_program_was_replaced_is_found(tmp_path: Path) -> None:
+    program = tmp_path / "sleep"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "60"]) as process:
+        unit = Path(f"/proc/{process.pid}/cgroup").read_text().strip().rpartition("/")[2]
+        os.replace(shutil.copy(program, tmp_path / "new"), program)
+        assert unit in agent.of_replaced_programs()
+        process.kill()
+
+
+def test_a_unit_that_an_earlier_push_masked_runs_when_it_is_wanted_again(host: Host) -> None:
+    host.units["old.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
+    agent.apply(host.bundle({}, {}, masked=["old.service"]))
+    assert host.units["old.service"]["UnitFileState"] == "masked"
+    agent.apply(host.bundle({}, {"old.service": []}))
+    assert host.units["old.service"] == {
+        "ActiveState": "active",
+        "UnitFileState": "enabled",
+        "NeedDaemonReload": "no",
+    }
+
+
+def test_a_unit_that_was_to_run_and_did_not_runs_after_a_push_that_would_have_ended_it_failed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.apply(host.bundle({"a": "1"}, {"nginx.service": ["a"], "redis.service": []}))
+    host.units["redis.service"]["ActiveState"] = "failed"
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "2"}, {"nginx.service": ["a"]}, health=ill))
+    assert host.units["redis.service"]["ActiveState"] == "active"
+
+
+def test_a_folder_has_its_former_mode_after_a_push_that_failed(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
+    folder = {str(host.path("folder")): {"mode": "0750", **owner}}
+    units = {"nginx.service": ["a"]}
+    agent.apply(host.bundle({"a": "1"}, units, directories=folder))
+    closed = {str(host.path("folder")): {"mode": "0700", **owner}}
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({"a": "2"}, units, directories=closed, health=ill))
+    assert host.path("folder").stat().st_mode & 0o777 == 0o750
+    agent.apply(host.bundle({"a": "1"}, units, directories=closed))
+    assert host.path("folder").stat().st_mode & 0o777 == 0o700 and not host.path("home/undo").exists()
+
+
+def test_a_command_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "PATIENCE", 0.05)
+    done = agent.run("sh", "-c", "exec sleep 60")
+    assert done.returncode == 124 and agent.words(done) == "sh -c exec sleep 60 had not ended after 0.05 s"
+
+
+def test_units_of_which_systemd_does_not_tell_are_not_taken_for_fine(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.apply(host.bundle({"a": "1"}, {"nginx.service": ["a"]}))
+    dead = subprocess.CompletedProcess((), 1, "", "Failed to connect to bus")
+    monkeypatch.setattr(agent, "run", lambda *_, **__: dead)
+    assert refusal(host.bundle({"a": "2"}, {"nginx.service": ["a"]})).endswith("Failed to connect to bus")
+    assert host.text("a") == "1"
+
+
 # Packages
 
 
@@ -427,6 +509,7 @@ class Packages:
         monkeypatch.setattr(agent, "POLICY", self.policy)
         monkeypatch.setattr(agent, "POLICY_ASIDE", self.folder / "policy-rc.d.aside")
         monkeypatch.setattr(agent, "DPKG_LOCKS", (folder / "lock-frontend", folder / "lock"))
+        monkeypatch.setattr(agent, "APT_LOCKS", (folder / "lists",))
         monkeypatch.setattr(agent, "run", self._run)
         monkeypatch.setattr(os, "fchown", lambda *_: None)
 
@@ -541,6 +624,32 @@ def test_an_apt_that_outlived_its_push_is_waited_for_before_anything_may_start(
     # Its dpkg is at work longer than apt itself: apt may have been killed, too.
     assert there == [True] * 5
     assert capsys.readouterr().out == "waiting for apt or dpkg\n" * 2
+
+
+def test_who_fetches_lists_of_packages_just_now_is_waited_for(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = []
+
+    def lock(file: Any, how: int) -> None:
+        there.append((Path(file.name).name, len(packages.commands)))
+        if len(there) == 2:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    assert agent.install_packages(["nginx"], []) == 1
+    # Whether something is missing was asked twice by then, and a run that was cut finished.
+    assert [name for name, _ in there] == ["lock-frontend", "lock", "lock", "lists"]
+    assert not any("apt-get" in command for command in packages.commands[: there[-1][1]])
+
+
+def test_nothing_starts_of_what_a_push_installs_and_what_is_upgraded_beside_it_does(tmp_path: Path) -> None:
+    policy = tmp_path / "policy-rc.d"
+    agent.write(policy, agent.NOTHING_STARTS, 0o755, os.getuid(), os.getgid())
+    assert agent.run(str(policy), "nginx", "start").returncode == 101
+    beside = {name: value for name, value in os.environ.items() if name != agent.IN_A_PUSH}
+    assert subprocess.run([policy, "nginx", "restart"], env=beside).returncode == 0
 
 
 def test_an_apt_that_works_for_ever_is_not_waited_for_as_long(
