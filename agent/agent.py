@@ -92,11 +92,12 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.errno is None:
+            raise
+        said = os.strerror(error.errno)
         if error.errno in FULL:
-            where = next(folder for folder in (path, *path.parents) if os.path.ismount(folder) or folder == Path("/"))
-            error.strerror = f"{os.strerror(error.errno)} (file system {where})"
-        raise
+            said += f" (file system {next(folder for folder in (path, *path.parents) if os.path.ismount(folder))})"
+        raise OSError(error.errno, said, str(path)) from error
 
 
 def sync(path: Path) -> None:
@@ -138,7 +139,7 @@ def write(path: Path, content: bytes, mode: int, owner: int, group: int) -> None
 def name_again(path: Path, other: Path) -> None:
     """Gives what stands at a path a second name, which takes no space; on another file system it is copied."""
     try:
-        with naming(other):
+        with naming(path):
             os.link(path, other, follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -285,9 +286,9 @@ def _put_file_back(path: Path, kept: Path) -> None:
     # A file that is still in its place stays: a rename onto another name of the same file leaves both (rename(2)).
     if os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(kept)):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name_again(kept, beside(path))
     with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name_again(kept, beside(path))
         os.replace(beside(path), path)
 
 
@@ -319,9 +320,10 @@ def host_lock() -> Iterator[None]:
             return f"another run on this host ({file.read().strip()})"
 
         wait_for(fcntl.flock, file, holder)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
-        file.flush()
+        with naming(HOME / "lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}")
+            file.flush()
         yield
 
 

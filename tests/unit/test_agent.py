@@ -253,6 +253,11 @@ def test_a_file_that_cannot_be_put_back_is_named_and_the_others_are_put_back(
     assert host.text("b") == "old"
     _, _, undone = said.partition("\n")
     assert undone.startswith("Not all files could be put back: ") and f"'{host.path('a')}'" in undone
+    # It runs with its former files, and might not come up again with a part of them.
+    assert host.commands[-1] == "start nginx.service"
+    monkeypatch.setattr(os, "replace", replace)
+    agent.apply(host.bundle({"a": "old", "b": "old", "c": "old"}, units))
+    assert host.text("a") == "old" and host.commands[-1] == "restart nginx.service"
 
 
 def test_a_service_that_answers_nonsense_is_not_well_and_its_files_are_put_back(
@@ -292,7 +297,9 @@ def test_a_full_disk_names_the_file_that_it_did_not_take(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "fchown", lambda *_: None)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=str(tmp_path / "a")):
+    where = next(folder for folder in tmp_path.parents if os.path.ismount(folder))
+    said = f"No space left on device (file system {where}): '{tmp_path / 'a'}'"
+    with pytest.raises(OSError, match=re.escape(said)):
         agent.write(tmp_path / "a", b"new", 0o644, 0, 0)
     assert list(tmp_path.iterdir()) == []
 
@@ -439,9 +446,14 @@ def test_a_process_whose_program_was_replaced_is_found(tmp_path: Path) -> None:
         process.kill()
 
 
-def test_a_unit_that_an_earlier_push_masked_runs_when_it_is_wanted_again(host: Host) -> None:
+def test_a_unit_that_an_earlier_push_masked_runs_when_it_is_wanted_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host.units["old.service"] = {"ActiveState": "active", "UnitFileState": "enabled"}
     agent.apply(host.bundle({}, {}, masked=["old.service"]))
+    assert host.units["old.service"]["UnitFileState"] == "masked"
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle({}, {"old.service": []}, health=[ill[0] | {"service": "old"}]))
     assert host.units["old.service"]["UnitFileState"] == "masked"
     agent.apply(host.bundle({}, {"old.service": []}))
     assert host.units["old.service"] == {
@@ -449,6 +461,29 @@ def test_a_unit_that_an_earlier_push_masked_runs_when_it_is_wanted_again(host: H
         "UnitFileState": "enabled",
         "NeedDaemonReload": "no",
     }
+
+
+def test_a_unit_that_refuses_to_take_its_former_files_up_is_named_and_asked_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bundle(text: str, **more: Any) -> dict[str, Any]:
+        unit = {"nginx.service": {"service": "nginx", "restart_on": [], "reload_on": [str(host.path("a"))]}}
+        return host.bundle({"a": text}, {}, **more) | {"units": unit}
+
+    agent.apply(bundle("old"))
+    run = host._run
+
+    def refuses(*command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        if "reload-or-restart" in command:
+            return subprocess.CompletedProcess(command, 1, "", "")
+        return run(*command, text=text)
+
+    monkeypatch.setattr(agent, "run", refuses)
+    ill = answering(monkeypatch, lambda: "ill")
+    assert refusal(bundle("new", health=ill)).endswith("The files were put back, but nginx.service did not come back.")
+    host.commands.clear()
+    agent.apply(bundle("old"))
+    assert host.commands == ["reload nginx.service"]
 
 
 def test_a_unit_that_was_to_run_and_did_not_runs_after_a_push_that_would_have_ended_it_failed(
@@ -472,6 +507,47 @@ def test_a_folder_has_its_former_mode_after_a_push_that_failed(host: Host, monke
     assert host.path("folder").stat().st_mode & 0o777 == 0o750
     agent.apply(host.bundle({"a": "1"}, units, directories=closed))
     assert host.path("folder").stat().st_mode & 0o777 == 0o700 and not host.path("home/undo").exists()
+
+
+MOUNT = "[Mount]\nWhat=/dev/disk\nWhere={}/srv\n"
+
+
+def test_a_disk_that_was_mounted_stays_after_a_push_that_failed_and_all_else_goes(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"units/srv.mount": MOUNT.format(host.folder), "units/nginx.service": "[Unit]"}
+    units: dict[str, list[str]] = {"srv.mount": [], "nginx.service": ["units/nginx.service"]}
+    ill = answering(monkeypatch, lambda: "ill")
+    refusal(host.bundle(files, units, health=ill))
+    assert [path.name for path in host.path("units").iterdir()] == ["srv.mount"]
+    assert host.units["srv.mount"]["ActiveState"] == "active"
+    agent.apply(host.bundle({}, {}))
+    assert list(host.path("units").iterdir()) == []
+
+
+def test_a_disk_that_does_not_mount_leaves_no_file_that_asks_for_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise agent.Failed("srv.mount does not start")
+
+    monkeypatch.setattr(agent, "systemctl", broken)
+    said = refusal(host.bundle({"units/srv.mount": MOUNT.format(host.folder)}, {"srv.mount": []}))
+    assert said.startswith("srv.mount does not start\nThe files were put back")
+    assert list(host.path("units").iterdir()) == []
+
+
+def test_a_second_run_on_a_host_says_for_whom_it_waits_and_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agent, "HOME", tmp_path)
+    monkeypatch.setattr(agent, "LOCK_SECONDS", 0)
+    said = f"another run on this host .process {os.getpid()}, since"
+    with agent.host_lock(), pytest.raises(agent.Failed, match=said), agent.host_lock():
+        pass
+    assert capsys.readouterr().out.startswith("waiting for another run on this host")
+    with agent.host_lock():
+        pass
 
 
 def test_a_command_that_hangs_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
