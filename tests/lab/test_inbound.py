@@ -374,6 +374,16 @@ def test_a_mailbox_host_whose_dovecot_is_gone_is_passed_over_at_once(lab: Lab) -
         eventually(lambda: on(lab, "maildrop-elm", "ann", id_of(text)), 20)
 
 
+def test_what_waited_while_no_mailbox_host_was_well_comes_by_itself_within_a_minute(lab: Lab) -> None:
+    with stopped(lab, "dovecot", "maildrop-oak", "maildrop-elm"):
+        text = mail()
+        (said,) = deliver(lab, letter(text, "ann@hill.example"))
+        assert said[-1].startswith("250"), said
+        eventually(lambda: log(lab, "smtp-in-oak", "to=<ann@maildrop.*status=deferred"))
+    # Nobody has the queue tried.
+    assert in_mailbox(lab, "ann", id_of(text), seconds=60)
+
+
 # What is forwarded
 
 

@@ -47,6 +47,15 @@ def test_nothing_is_smuggled_and_only_loopback_is_trusted(files: dict[str, dict[
 
 
 @pytest.mark.parametrize("host", POSTFIX)
+def test_a_moment_without_the_next_host_costs_a_mail_less_than_a_minute(
+    files: dict[str, dict[str, str]], host: str
+) -> None:
+    settings = main_cf(files, host)
+    times = [int(settings[key].removesuffix("s")) for key in ("queue_run_delay", "minimal_backoff_time")]
+    assert times[0] <= times[1] and sum(times) < 60
+
+
+@pytest.mark.parametrize("host", POSTFIX)
 def test_receivers_without_tls_get_their_mail_and_nothing_deprecated_is_set(
     files: dict[str, dict[str, str]], host: str
 ) -> None:
