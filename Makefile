@@ -11,6 +11,7 @@ RELEASE  := $(or $(RELEASE),$(POSTHORN_RELEASE))
 WITHOUT  ?=
 ADOPT    ?=
 DELETE   ?=
+PUSH     ?=
 ROLL     ?=
 YES      ?=
 JSON     ?=
@@ -22,7 +23,7 @@ TOOLS   = python3 tools/setup.py run
 # The lab's stacks are worked on from inside the lab, with its own back end, passphrase and SSH agent.
 INSIDE  = $(if $(filter lab-vms lab-containers,$(STACK)),python -m lab operator --stack $(STACK) --)
 OPS     = $(TOOLS) $(if $(filter lab-containers,$(STACK)),,--libvirt) -- $(INSIDE) python -m ops
-FLAGS   = $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(YES),--yes)
+FLAGS   = $(if $(WITHOUT),--without $(WITHOUT)) $(if $(ADOPT),--adopt $(ADOPT)) $(if $(DELETE),--delete $(DELETE)) $(if $(PUSH),--push $(PUSH)) $(if $(YES),--yes)
 
 # What a variable holds as one word of the shell, whatever stands in it: a Message-ID is a stranger's text.
 quoted = '$(subst ','\'',$(value $(1)))'
@@ -94,7 +95,7 @@ render: ## Write all files of all hosts and zones of STACK below OUT: no Pulumi,
 preview: ## Show host, file and changed lines of what make up would do to STACK
 	@$(OPS) preview $(STACK) $(FLAGS)
 
-up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=name/TYPE, DELETE=zone, YES=1)
+up: ## Bring STACK to what its file says (WITHOUT=site where one is lost, ADOPT=name/TYPE, DELETE=zone, PUSH=host where somebody changed something, YES=1)
 	@$(OPS) up $(STACK) $(FLAGS)
 
 check: ## Compare what is published, served and running with STACK (JSON=1 for machines, METRICS=file, WITHOUT=site)

@@ -141,7 +141,7 @@ def _logins(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
 
 def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     drift = report["drift"]
-    mend = f"make preview STACK={stack.name} shows it, make up STACK={stack.name} puts it right"
+    mend = f"make up STACK={stack.name} PUSH={host.name} puts it right"
     for path in drift["changed"]:
         lines = "; ".join(drift["lines"].get(path, ()))
         yield place.wrong(f"{path} is not what the stack says{f': {lines}' if lines else ''}", mend)

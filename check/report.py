@@ -24,6 +24,8 @@ MARKS = {
 ORDER = ("network", "records", "addresses", "policies", "blocklists", "ports", "between hosts", "hosts", "mailboxes")
 RESULTS = {0: "good", 1: "wrong", 2: "unknown"}
 WORST = list(Severity)
+PLACE = "\0"
+"""Where an advice names the place of its finding."""
 
 
 def _areas(findings: Sequence[Finding]) -> list[str]:
@@ -45,22 +47,31 @@ def table(name: str, findings: Sequence[Finding], seconds: float) -> RenderableT
         count = len({finding.where for finding in good})
         said = f"{len(good)} good at {count} place{'s' if count != 1 else ''}" if good else ""
         shown.add_row(Text(mark, style), Text(area, "bold"), Text(said, "green"))
-        for finding, places in _together(others):
+        for finding, places, advice in _together(others):
             mark, style = MARKS[finding.severity]
             text = Text(finding.what)
-            if finding.advice:
-                text.append(f"\n→ {finding.advice}", "dim")
+            if advice:
+                text.append(f"\n→ {advice}", "dim")
             shown.add_row(Text(mark, style), Text(f"  {places}"), text)
     return Group(shown, Text(), summary(name, findings, seconds))
 
 
-def _together(findings: Sequence[Finding]) -> list[tuple[Finding, str]]:
-    """Findings that say the same of several places, as one: with the first place, and how many more there are."""
+def _together(findings: Sequence[Finding]) -> list[tuple[Finding, str, str]]:
+    """Findings that say the same of several places, as one: with the first place and how many more there are, and with
+    advice that names them all where it names its place."""
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
     for finding in findings:
-        alike.setdefault((finding.severity, finding.what, finding.advice), []).append(finding)
+        advice = finding.advice.replace(finding.where, PLACE) if finding.where else finding.advice
+        alike.setdefault((finding.severity, finding.what, advice), []).append(finding)
     more = {1: "", 2: " and 1 other"}
-    return [(same[0], same[0].where + more.get(len(same), f" and {len(same) - 1} others")) for same in alike.values()]
+    return [
+        (
+            same[0],
+            same[0].where + more.get(len(same), f" and {len(same) - 1} others"),
+            advice.replace(PLACE, ",".join(finding.where for finding in same)),
+        )
+        for (_, _, advice), same in alike.items()
+    ]
 
 
 def summary(name: str, findings: Sequence[Finding], seconds: float) -> Text:

@@ -34,6 +34,7 @@ from ops.pulumi import (
     has_machines,
     left_behind,
     locked_out,
+    pushed_again,
     unlock,
     unreachable,
 )
@@ -47,6 +48,7 @@ TAKEN_BY = {
     "without": ("up", "preview", "refresh", "check", "trace"),
     "adopt": ("up", "preview"),
     "delete": ("up", "preview"),
+    "push": ("up", "preview"),
 }
 """Words, and the commands that go by them. All others refuse them: whoever says one relies on it."""
 
@@ -152,11 +154,13 @@ def render(project: Project, out: Path) -> int:
 
 @dataclass(frozen=True)
 class Words:
-    """What an operator says beside the stack: sites that are lost, RRsets to take over, zones to delete from."""
+    """What an operator says beside the stack: sites that are lost, RRsets to take over, zones to delete from, hosts to
+    push to again."""
 
     without: Sequence[str] = ()
     adopt: Sequence[str] = ()
     delete: Sequence[str] = ()
+    push: Sequence[str] = ()
 
 
 def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]:
@@ -164,6 +168,7 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     stack = project.load()
     for account in stack.without_address:
         console.print(f"accounts.{account}: gets no mail, as no alias of any domain leads to it", style="yellow")
+    flags = [*excluded(stack, words.without), *pushed_again(stack, words.push, words.without)]
     project.ensure_exists()
     exported = records.state_of(project)
     adopted = records.adopted(stack, words.adopt)
@@ -176,23 +181,22 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     for line in disks_as_they_were(stack, exported):
         console.print(line, style="yellow", markup=False, soft_wrap=True)
     first = "" if has_machines(stack, exported) else "yes"
-    return excluded(stack, words.without), {ADOPT: adopted, WITHOUT: ",".join(words.without), FIRST: first}
+    return flags, {ADOPT: adopted, WITHOUT: ",".join(words.without), FIRST: first}
 
 
 def up(project: Project, words: Words, yes: bool) -> int:
     """Brings the stack to what its file says."""
     started = time.monotonic()
-    exclude, variables = _checked(project, words)
-    flags = ["--yes", "--skip-preview"] if yes else []
-    status = project.show("up", *flags, *exclude, **variables)
+    flags, variables = _checked(project, words)
+    status = project.show("up", *(["--yes", "--skip-preview"] if yes else []), *flags, **variables)
     console.print(f"make up {'ended' if status == 0 else 'failed'} after {time.monotonic() - started:.1f} s")
     return status
 
 
 def preview(project: Project, words: Words) -> int:
     """Shows what would change: host, file and lines."""
-    exclude, variables = _checked(project, words)
-    return project.show_changes("preview", "--diff", *exclude, **variables)
+    flags, variables = _checked(project, words)
+    return project.show_changes("preview", "--diff", *flags, **variables)
 
 
 def refresh(project: Project, without: Sequence[str], yes: bool) -> int:
@@ -326,6 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--without", default="", help="sites that are lost, joined by commas")
         command.add_argument("--adopt", default="", help="RRsets to take over, as name/TYPE, joined by commas")
         command.add_argument("--delete", default="", help="zones to delete from, however much it is")
+        command.add_argument("--push", default="", help="hosts to push to again, joined by commas")
         command.add_argument("--roll", default="", help="keys: what is to be replaced, joined by commas")
         command.add_argument("--yes", action="store_true", help="do not ask")
         command.add_argument("--out", type=Path, default=Path("out"))
@@ -342,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "password":
         return print_password_hash()
     project = Project.of(options.stack)
-    texts = (options.roll, options.without, options.adopt, options.delete)
+    texts = (options.roll, options.without, options.adopt, options.delete, options.push)
     rolled, *lists = ([word for word in text.split(",") if word] for text in texts)
     said = Words(*lists)
     try:

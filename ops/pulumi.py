@@ -202,6 +202,19 @@ def excluded(stack: Stack, sites: Sequence[str]) -> list[str]:
     return [f"--exclude=**{name}" for name in names]
 
 
+def pushed_again(stack: Stack, hosts: Sequence[str], without: Sequence[str]) -> list[str]:
+    """Pulumi arguments that push to some hosts again although nothing changed, which puts right what somebody changed.
+
+    Raises `OperatorError` for a host that the stack does not have, or whose site is left out.
+    """
+    for name in hosts:
+        if name not in stack.all_hosts:
+            raise OperatorError(f"PUSH={name}: the stack has no such host (hosts: {', '.join(stack.all_hosts)})")
+        if stack.all_hosts[name].site in without:
+            raise OperatorError(f"PUSH={name}: its site is left out (WITHOUT={stack.all_hosts[name].site})")
+    return [f"--replace=**::{name}-{part}" for name in hosts for part in ("secrets", "files")]
+
+
 def left_behind(project: Project, exported: Mapping[str, Any]) -> Iterator[str]:
     """What a killed run left, each with the way to clear it."""
     if base := state_folder(os.environ.get("PULUMI_BACKEND_URL", "")):

@@ -201,6 +201,17 @@ def test_nothing_else_is_called_wrong(broken: dict[str, Any]) -> None:
     assert [line for line in bad(broken) if not any(word in line for word in known)] == []
 
 
+def test_what_was_changed_on_a_host_is_put_right_by_what_the_check_advises(lab: Lab, broken: dict[str, Any]) -> None:
+    lab.run("smtp-in-ash", "sh", "-c", "echo '# a colleague was here' >> /etc/postfix/virtual")
+    (finding,) = [
+        f for f in found(lab)["findings"] if f["where"] == "smtp-in-ash" and "/etc/postfix/virtual" in f["what"]
+    ]
+    assert finding["advice"] == f"make up STACK={lab.stack_name} PUSH=smtp-in-ash puts it right"
+    printed = lab.up("--push", "smtp-in-ash")
+    assert "smtp-in-ash: changed /etc/postfix/virtual" in printed and "smtp-in-oak" not in printed
+    assert "a colleague" not in lab.run("smtp-in-ash", "cat", "/etc/postfix/virtual").stdout
+
+
 def test_a_lost_site_is_left_out_by_a_word(lab: Lab) -> None:
     faults.fail(lab.state, "site", "elm", black_hole=True)
     try:

@@ -471,6 +471,14 @@ def test_people_see_what_is_wrong_and_what_to_do_and_the_rest_in_a_line() -> Non
     assert lines[-1] == "lab: 1 wrong, 1 good (1.0 s)"
 
 
+def test_one_command_mends_what_is_wrong_at_several_hosts_alike() -> None:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    hosts = [Place("hosts", name).wrong("changed", f"make up PUSH={name}") for name in ("oak", "elm", "ash")]
+    console.print(report.table("lab", hosts, 1.0))
+    text = console.export_text()
+    assert "ash and 2 others" in text and "→ make up PUSH=ash,elm,oak" in text
+
+
 def test_machines_get_everything() -> None:
     document = json.loads(report.as_json("lab", FOUND, 1.0))
     assert document["result"] == "wrong" and document["counts"]["note"] == 2

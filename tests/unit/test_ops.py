@@ -197,6 +197,15 @@ def test_only_a_site_that_there_is_can_be_left_out(stack: Stack) -> None:
         running.excluded(stack, ["elk"])
 
 
+def test_a_host_is_pushed_to_again_by_word(stack: Stack) -> None:
+    wanted = ["--replace=**::smtp-in-ash-secrets", "--replace=**::smtp-in-ash-files"]
+    assert running.pushed_again(stack, ["smtp-in-ash"], ["elm"]) == wanted
+    with pytest.raises(running.OperatorError, match="PUSH=smtp-in-ask: the stack has no such host"):
+        running.pushed_again(stack, ["smtp-in-ask"], [])
+    with pytest.raises(running.OperatorError, match=r"PUSH=smtp-in-ash: its site is left out \(WITHOUT=ash\)"):
+        running.pushed_again(stack, ["smtp-in-ash"], ["ash"])
+
+
 def test_whoever_does_not_answer_is_named_with_the_way_around(
     keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
