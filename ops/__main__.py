@@ -41,7 +41,16 @@ from ops.pulumi import (
 from ops.render import render_stack
 from services.bundle import Conflict
 
-console = Console(highlight=False)
+WIDTH = 200
+"""Columns of what goes to a file, a pipe or a mail, where COLUMNS does not say: each finding has one line."""
+
+
+def _console(columns: str | None, *, is_terminal: bool) -> Console:
+    """A console as wide as its terminal. Without one it would be 80 columns wide, and fold each finding."""
+    return Console(highlight=False, width=None if is_terminal or columns else WIDTH)
+
+
+console = _console(os.environ.get("COLUMNS"), is_terminal=sys.stdout.isatty())
 
 TAKEN_BY = {
     # Not by down: what is left out of a removal keeps all that it depends on, and sites depend on one another.

@@ -21,7 +21,7 @@ from model.load import load, parse
 from model.stack import Stack
 from ops import pulumi as running
 from ops import ssh
-from ops.__main__ import main
+from ops.__main__ import _console, main
 from ops.render import render_stack
 from tests.unit.conftest import LAB
 
@@ -195,6 +195,14 @@ def test_rendering_leaves_a_folder_alone_that_holds_other_things(project: Path, 
 def test_only_a_site_that_there_is_can_be_left_out(stack: Stack) -> None:
     with pytest.raises(running.OperatorError, match="the stack has no such site"):
         running.excluded(stack, ["elk"])
+
+
+@pytest.mark.parametrize(("columns", "is_terminal", "width"), [(None, False, 200), ("120", False, 120)])
+def test_what_goes_into_a_mail_is_not_folded(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None, is_terminal: bool, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns or "")
+    assert _console(columns, is_terminal=is_terminal).width == width
 
 
 def test_a_host_is_pushed_to_again_by_word(stack: Stack) -> None:
