@@ -115,9 +115,9 @@ class Lab:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Labs come up one after another: that alone takes all of a machine, while their tests mostly wait."""
+    """Labs of a release come up one after another: that takes all of a machine, while their tests mostly wait."""
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    with (FOLDER.parent / "coming-up.lock").open("w") as file:
+    with (FOLDER.parent / f"coming-up-{RELEASE}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
