@@ -17,7 +17,11 @@ from services.bundle import bundle, secrets
 from services.zones import rrsets
 
 WITHOUT = "POSTHORN_WITHOUT"
-"""Variable of the environment: sites whose resources this run leaves out, which no other site waits for."""
+"""Variable of the environment: sites whose resources this run leaves out.
+
+The program does not name them, and the operator's command excludes them: so Pulumi keeps them in its state as they are,
+and starts no provider of a hypervisor that cannot be reached.
+"""
 FIRST = "POSTHORN_FIRST"
 """The same: set while the stack has no machine yet. Nobody is served who could miss one: all are made at once."""
 
@@ -48,13 +52,12 @@ class Platform(pulumi.ComponentResource):
         records = {phase: [r for r in rrsets(stack) if r.phase == phase] for phase in ("internal", "hosts", "service")}
         internal = Zones(f"{stack.name}-internal", stack, records["internal"], opts=self._child())
         left_out = os.environ.get(WITHOUT, "").split(",")
-        machines = {name: machine for site in stack.sites for name, machine in self._machines(site).items()}
+        sites = [site for site in stack.sites if site not in left_out]
+        machines = {name: machine for site in sites for name, machine in self._machines(site).items()}
         before: list[pulumi.Resource] = [internal]
         for site, step in steps(stack):
-            hosts = [self._host(host, machines.get(host.name), before) for host in step]
-            # What was never made can be nobody's dependency: Pulumi would write a state that it cannot read again.
-            if site not in left_out:
-                before = list(hosts)
+            if site in sites:
+                before = [self._host(host, machines.get(host.name), before) for host in step]
         names = Zones(f"{stack.name}-hosts", stack, records["hosts"], before, internal, self._child(before))
         Zones(f"{stack.name}-service", stack, records["service"], (), names, self._child([names]))
         self.register_outputs({})

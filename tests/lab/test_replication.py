@@ -229,7 +229,7 @@ def test_a_user_whom_one_host_does_not_know_yet_is_told_and_comes_when_it_does(p
         assert "not known at maildrop.elm" in "".join(pair.run(host, PROGRAM, "status").stdout for host in HOSTS)
         pair.run(B, "sh", "-c", line)
         eventually(lambda: pair.run(B, "doveadm", "user", user).returncode == 0)
-        # Who looks for the first time finds Drafts and the like, which are made for him, at each host: nothing tells of that.
+        # The first look at each host makes Drafts and the like there, and nothing tells of that.
         pair.look([user])
         pair.both(PROGRAM, "now", user)
         once(converged(pair, [user]), user, sent)

@@ -197,7 +197,7 @@ def test_no_site_waits_for_one_that_is_left_out(
     build(stack)
     ash = {host.name for host in stack.hosts_at("ash")}
     assert all(waited_for[name] == {"maildrop-oak"} for name in ash)
-    others = [host.name for site in ("oak", "elm") for host in stack.hosts_at(site) if not host.has("maildrop")]
+    others = [host.name for host in stack.hosts_at("oak") if not host.has("maildrop")]
     assert all(waited_for[name] == ash for name in others)
 
 
@@ -225,8 +225,10 @@ def matches(urn: str, exclusions: list[str]) -> bool:
 
 
 def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites(
-    recorder: Recorder, keyed_config: dict[str, Any]
+    recorder: Recorder, keyed_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from components.platform import WITHOUT
+
     # The stack is called like a site, and another site begins like it.
     renamed = json.dumps(copy.deepcopy(keyed_config)).replace("-ash", "-elm-b").replace('"ash"', '"elm-b"')
     config = json.loads(renamed)
@@ -239,6 +241,12 @@ def test_a_site_that_is_left_out_takes_every_resource_with_it_and_no_other_sites
     placed = re.compile("libvirt|remote:Command|:(Hypervisor|Machine|HostConfiguration)::")
     assert sorted(itertools.chain(*left_out.values())) == sorted(urn for urn in urns if placed.search(urn))
     assert all("elm-b" in urn.rpartition("::")[2] for urn in left_out["elm-b"])
+    # What the program does not name and Pulumi is not told to leave would be deleted.
+    monkeypatch.setenv(WITHOUT, "elm")
+    recorder.made.clear()
+    build(stack)
+    named = [f"urn:pulumi:elm::posthorn::posthorn:index:Platform${args.typ}::{args.name}" for args in recorder.made]
+    assert sorted([*named, *left_out["elm"]]) == sorted(urns)
 
 
 def test_renumbering_a_host_replaces_no_machine(recorder: Recorder, keyed_config: dict[str, Any]) -> None:

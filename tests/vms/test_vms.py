@@ -97,9 +97,9 @@ def test_machines_are_switched_off_site_by_site_and_a_data_disk_is_left_as_it_is
     assert "the data disk of smtp-in-elm has 1 GiB and stays so, though machine.data_disk says 2" in printed
     assert "was not shut down cleanly" not in printed
     lines = printed.splitlines()
-    # Elm comes before oak: the least preferred site first.
-    served = next(index for index, line in enumerate(lines) if "smtp-in-elm-files created" in line)
-    switched_off = next(index for index, line in enumerate(lines) if "Domain maildrop-oak " in line)
+    # Mailbox hosts come before all others.
+    served = next(index for index, line in enumerate(lines) if "maildrop-oak-files created" in line)
+    switched_off = next(index for index, line in enumerate(lines) if "Domain smtp-in-elm " in line)
     assert served < switched_off
     assert vms.states(state) == dict.fromkeys(VIRTUAL, "running")
 
