@@ -295,8 +295,14 @@ class Limits(Frozen):
     """Mails that one client submits."""
     recipients_per_day: int = Field(default=2000, ge=1)
     """Recipients that one account writes to in a day, from wherever; they come back evenly over the day."""
+    address_connections: int = Field(default=500, ge=20)
+    """Connections of one address (IPv6: one /64) to one front end at the same time, to submission, mailboxes and
+    filters together. An office may share one."""
     imap_connections: int = Field(default=50, ge=1)
     """IMAP connections of one user from one address at the same time."""
+    imap_sessions: int = Field(default=2000, ge=100, le=10000)
+    """IMAP sessions of all users at the same time, on one mailbox host: all users come to the preferred one. See
+    docs/capacity.md for the memory that they take."""
     sieve_processes: int = Field(default=256, ge=1)
     """ManageSieve sessions of all users at the same time."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import bcrypt
 
@@ -24,8 +26,42 @@ SANDBOX = Sandbox(
     "CAP_SYS_RESOURCE",
     asks_addresses=True,
 )
-CHECKS = (Check(("sh", "-c", "doveconf -n -x >/dev/null")),)
-"""``-x`` opens the files that settings name, which plain ``doveconf -n`` does not."""
+QUIET = 'said=$(doveconf -n -x 2>&1 >/dev/null) && test -z "$said" || { echo "$said"; exit 1; }'
+"""Dovecot only warns of limits that contradict each other, on standard error: here that counts as refused.
+
+``-x`` opens the files that settings name, which plain ``doveconf -n`` does not.
+"""
+CHECKS = (Check(("sh", "-c", QUIET)),)
+LOGIN_PROCESSES = 4
+"""As many processes do the TLS of all sessions, on whatever cores a host has."""
+OTHER_PROCESSES = 1000
+"""Room for deliveries, logins that are under way, and doveadm: many times what they need."""
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """How many of everything a mailbox host has to have for the sessions that the stack allows."""
+
+    imap: int
+    sieve: int
+    waiting: int
+    """Clients that are not logged in yet: room for two addresses that send nothing on all their connections."""
+
+    @property
+    def of_login_process(self) -> int:
+        """Each session stays with the login process that does its TLS."""
+        return math.ceil((self.imap + self.waiting) / LOGIN_PROCESSES)
+
+    @property
+    def processes(self) -> int:
+        """Processes of Dovecot: one for each session, and some for all else."""
+        return self.imap + self.sieve + OTHER_PROCESSES
+
+    @classmethod
+    def of(cls, stack: Stack) -> Sessions:
+        """Those of a stack."""
+        limits = stack.limits
+        return cls(limits.imap_sessions, limits.sieve_processes, 2 * limits.address_connections)
 
 
 def _passwd_file(lines: Mapping[str, str]) -> str:

@@ -15,6 +15,9 @@ from services.service import Check, Listen, Sandbox, Service, Source, Unit
 SANDBOX = Sandbox("CAP_CHOWN CAP_DAC_OVERRIDE CAP_KILL CAP_NET_BIND_SERVICE CAP_SETGID CAP_SETUID")
 """Its first process stays root: it binds ports below 1024, makes the workers' folders, and starts and ends them."""
 
+OTHERS = 4096
+"""Connections of a worker that are no sessions of mailboxes and filters: submission, and the web."""
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -72,6 +75,7 @@ def configure(stack: Stack, host: Host) -> Service:
             identity=identity,
             shown=identity.shown(stack, host),
             streams=streams,
+            connections=2 * (stack.limits.imap_sessions + stack.limits.sieve_processes) + OTHERS,
             webmail=_webmail(stack, host),
         ),
         units=(Unit("nginx.service", reload_on=("/etc/nginx/", *identity.SHOWN), sandbox=SANDBOX),),

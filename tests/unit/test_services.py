@@ -20,6 +20,8 @@ from services.bundle import Conflict, bundle, secrets
 from services.roles import services_of
 from services.rspamd import elsewhere
 
+TASKS = "/etc/systemd/system/dovecot.service.d/sessions.conf"
+
 
 @pytest.fixture(scope="module")
 def bundles(keyed_stack: Stack) -> dict[str, dict[str, Any]]:
@@ -527,3 +529,48 @@ def test_an_alias_restarts_nothing_and_a_new_account_no_scanner(keyed_config: di
     assert restarted(config) == set()
     config["accounts"]["novel"] = config["accounts"]["ann"]
     assert not {unit for _, unit in restarted(config)} & {"rspamd.service", "stunnel@learning.service"}
+
+
+@pytest.mark.parametrize("release", [12, 13])
+def test_all_limits_of_sessions_follow_from_one_key(config: dict[str, Any], release: int) -> None:
+    config["service"]["release"] = release
+    config["limits"] = {"imap_sessions": 3001, "sieve_processes": 9, "address_connections": 100}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    files = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]
+    text = files["/etc/dovecot/dovecot.conf"]["content"]
+    services = dict(re.findall(r"^service ([\w-]+) {\n(.*?)^}$", text, re.MULTILINE | re.DOTALL))
+
+    def number(service: str, name: str) -> int:
+        return int(re.findall(rf"^  {name} = (\d+)$", services[service], re.MULTILINE)[0])
+
+    assert number("imap", "process_limit") == 3001
+    assert number("managesieve", "process_limit") == 9
+    # Beside all sessions there is room for two addresses that say nothing, and not for endlessly many.
+    assert 3201 <= number("imap-login", "process_limit") * number("imap-login", "client_limit") < 3210
+    assert number("managesieve-login", "process_limit") * number("managesieve-login", "client_limit") == 209
+    endless = "service_count = 0" if release == 12 else "restart_request_count = unlimited"
+    assert all(f"  {endless}\n" in services[name] for name in ("imap-login", "managesieve-login"))
+    # Every process is a client of those that there is one of: stats, anvil, auth.
+    (clients,) = re.findall(r"^default_client_limit = (\d+)$", text, re.MULTILINE)
+    assert int(clients) >= 3001 + 9 + 200
+    assert int(re.findall(r"TasksMax=(\d+)", files[TASKS]["content"])[0]) >= 2 * int(clients)
+    nginx = bundle(stack, stack.all_hosts["frontend-oak"])["files"]["/etc/nginx/nginx.conf"]["content"]
+    (connections,) = re.findall(r"worker_connections (\d+);", nginx)
+    assert int(connections) > 2 * 3010
+    assert int(re.findall(r"worker_rlimit_nofile (\d+);", nginx)[0]) > int(connections)
+
+
+def test_connections_of_an_address_are_limited_at_every_door_but_the_web_mail_s_own(bundles: dict[str, Any]) -> None:
+    stream = file(bundles, "frontend-oak", "/etc/nginx/nginx.conf").partition("\nhttp {")[0]
+    servers = re.findall(r"^    server {\n(.*?)^    }", stream, re.MULTILINE | re.DOTALL)
+    limited = {server.split("listen ")[1].split(";")[0]: "limit_conn places 500;" in server for server in servers}
+    assert {listen for listen, is_limited in limited.items() if not is_limited} == {
+        listen for listen in limited if listen.startswith("127.0.0.1:")
+    }
+    assert sum(limited.values()) == 4 and len(limited) == 7
+
+
+def test_what_dovecot_warns_of_is_refused(bundles: dict[str, Any]) -> None:
+    for host in ("maildrop-oak", "smtp-out-oak"):
+        checks = [check["run"] for check in bundles[host]["checks"] if "doveconf" in str(check)]
+        assert len(checks) == 1 and '"$said"; exit 1' in checks[0][-1]
