@@ -146,10 +146,11 @@ def journal(task: Task) -> Any:
 
 
 WRONG_PASSWORD = (
-    r"passwd-file(?:\((?P<old>.*),(?P<from>[0-9a-fA-F.:]+)(?:,<[^>]*>)?\))?: (?:Password mismatch|unknown user)"
+    r"lua(?:\((?P<old>.*),(?P<from>[0-9a-fA-F.:]+)(?:,<[^>]*>)?\))?: (?:db-lua: )?(?:Password mismatch|unknown user)"
 )
-NEW_PREFIX = r"^auth\((?P<new>.*),(?P<at>[0-9a-fA-F.:]+)(?:,[^)]*)?\)"
-"""How Dovecot 2.3 says whose password was wrong, and 2.4, which names them in front."""
+NEW_PREFIX = r"^auth(?:-worker)?\((?P<new>.*),(?P<at>[0-9a-fA-F.:]+)(?:,[^)]*)?\)"
+"""How Dovecot 2.3 says whose password was wrong, and 2.4, which names them in front: the worker that looked, or the
+process "auth" of one that it remembers."""
 
 
 def guesses(task: Task) -> Any:

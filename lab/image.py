@@ -34,7 +34,7 @@ BASE = (
     "logrotate unattended-upgrades systemd-timesyncd rsync less"
 ).split()
 ROLES = (
-    "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-imapd dovecot-lmtpd dovecot-sieve "
+    "postfix postfix-lmdb postfix-pcre dovecot-core dovecot-auth-lua dovecot-imapd dovecot-lmtpd dovecot-sieve "
     "dovecot-managesieved opendkim opendkim-tools postsrsd rspamd redis-server unbound dns-root-data nginx "
     "libnginx-mod-stream stunnel4 php-fpm php-enchant php-gd php-sqlite3 php-zip roundcube-core roundcube-plugins "
     "roundcube-sqlite3 hunspell-de-de hunspell-en-us hunspell-fr-classical hunspell-nl lego knot-dnsutils "

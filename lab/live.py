@@ -6,17 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import bcrypt
 import yaml
 
 from lab.state import State
 from model.load import PROJECT
 from ops.stackfile import write_atomically
+from services.dovecot import hashed, is_hash_of
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "stacks" / "Pulumi.lab.yaml"
-BCRYPT_ROUNDS = 5
-"""Few, since a login in an emulated VM would take seconds else; the passwords are long and live for a day."""
 
 
 class _NoAliases(yaml.SafeDumper):
@@ -26,16 +24,10 @@ class _NoAliases(yaml.SafeDumper):
         return True
 
 
-def _hash(password: str) -> str:
-    return "{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode()
-
-
 def _kept(before: dict[str, Any], account: str, password: str) -> str:
     """The hash that the live file has already, so that a second run changes nothing; else a new one."""
     known = before.get(f"{PROJECT}:accounts", {}).get(account, {}).get("password", "")
-    if known and bcrypt.checkpw(password.encode(), known.removeprefix("{BLF-CRYPT}").encode()):
-        return str(known)
-    return _hash(password)
+    return str(known) if is_hash_of(known, password) else hashed(password)
 
 
 def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import bcrypt
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,6 @@ from components.zones import ADOPT
 from model.base import StackError
 from model.keys import Keys, PrivateKeys, PublicKeys
 from model.load import PROJECT
-from model.mail import HASHED_BYTES
 from ops import keys as keymaking
 from ops import name_server, records, rolling, ssh, stackfile
 from ops.pulumi import (
@@ -40,6 +38,7 @@ from ops.pulumi import (
 )
 from ops.render import render_stack
 from services.bundle import Conflict
+from services.dovecot import hashed
 
 WIDTH = 200
 """Columns of what goes to a file, a pipe or a mail, where COLUMNS does not say: each finding has one line."""
@@ -146,11 +145,8 @@ def print_password_hash() -> int:
     if not password:
         console.print("an empty password is none: nothing was hashed", style="red")
         return 1
-    if len(password.encode()) > HASHED_BYTES:
-        console.print(f"a password has at most {HASHED_BYTES} bytes: bcrypt hashes no more", style="red")
-        return 1
     # Not by the console, which would fold it where a terminal is narrow.
-    print("{BLF-CRYPT}" + bcrypt.hashpw(password.encode(), bcrypt.gensalt(12)).decode())
+    print(hashed(password))
     return 0
 
 

@@ -6,18 +6,24 @@ import base64
 import hashlib
 import hmac
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import bcrypt
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from model.keys import PLACEHOLDER
 from model.stack import Host, Stack
-from services.service import Check, File, Sandbox, SecretFile
+from services.render import render_tree
+from services.service import Check, File, Sandbox, SecretFile, Unit
 
 CONFIGURATION = "/etc/dovecot/dovecot.conf"
 USERS, LOGINS = "/etc/dovecot/users", "/etc/dovecot/logins"
 """Who has a mailbox, by the account's name; and by what its user may log in."""
+LOGINS_PROGRAM = "/etc/dovecot/logins.lua"
+FORGET = "posthorn-logins.service"
 OWN = {"mode": "0640", "group": "dovecot"}
 SANDBOX = Sandbox(
     # Its first process stays root: it binds ports below 1024, makes sockets for others, and starts and ends processes
@@ -34,6 +40,8 @@ QUIET = 'said=$(doveconf -n -x 2>&1 >/dev/null) && test -z "$said" || { echo "$s
 CHECKS = (Check(("sh", "-c", QUIET)),)
 LOGIN_PROCESSES = 4
 """As many processes do the TLS of all sessions, on whatever cores a host has."""
+AUTH_WORKERS = 16
+"""As many passwords are checked side by side."""
 OTHER_PROCESSES = 1000
 """Room for deliveries, logins that are under way, and doveadm: many times what they need."""
 
@@ -69,9 +77,32 @@ def _passwd_file(lines: Mapping[str, str]) -> str:
     return "".join(f"{name}:{rest}\n" for name, rest in sorted(lines.items()))
 
 
-def looked_up(login: str) -> tuple[str, ...]:
-    """Under which names Dovecot looks for what was typed: 2.3 puts a backslash before an apostrophe, 2.4 does not."""
-    return tuple(dict.fromkeys((login, login.replace("'", "\\'"))))
+def login_files() -> tuple[File, ...]:
+    """The program that checks passwords, and the unit that has Dovecot forget those of before."""
+    return render_tree("logins", logins=LOGINS)
+
+
+def unit(*, restart_on: tuple[str, ...] = (), reload_on: tuple[str, ...]) -> tuple[Unit, ...]:
+    """Dovecot, and what makes it forget."""
+    return (
+        Unit("dovecot.service", restart_on=restart_on, reload_on=(*reload_on, LOGINS_PROGRAM), sandbox=SANDBOX),
+        Unit(FORGET, restart_on=(LOGINS, f"/etc/systemd/system/{FORGET}"), once=True),
+    )
+
+
+def hashed(password: str) -> str:
+    """A password's hash for an account, in the notation of Dovecot: Argon2id as OWASP's cheat sheet has it first."""
+    made = Argon2id(salt=secrets.token_bytes(16), length=32, iterations=2, lanes=1, memory_cost=19456)
+    return "{ARGON2ID}" + made.derive_phc_encoded(password.encode())
+
+
+def is_hash_of(text: str, password: str) -> bool:
+    """Whether a hash that `hashed` made is that of a password."""
+    try:
+        Argon2id.verify_phc_encoded(password.encode(), text.removeprefix("{ARGON2ID}"))
+    except (InvalidKey, ValueError):
+        return False
+    return True
 
 
 def logins_file(stack: Stack, *, machines: bool = False) -> SecretFile:
@@ -79,8 +110,7 @@ def logins_file(stack: Stack, *, machines: bool = False) -> SecretFile:
     lines: dict[str, str] = {}
     for login, account in stack.logins.items():
         password = stack.accounts[account].password.get_secret_value()
-        rest = password if login == account else f"{password}::::::user={account}"
-        lines |= dict.fromkeys(looked_up(login), rest)
+        lines[login] = password if login == account else f"{password}::::::user={account}"
     for name, user in stack.machine_users.items() if machines else ():
         lines[name] = _hash(stack, name, user.password.get_secret_value())
     return SecretFile(LOGINS, "logins", _passwd_file(lines), **OWN)

@@ -6,7 +6,7 @@ from model.network import Role
 from model.stack import Host, Stack
 from services import dovecot, postfix, tls_policy
 from services.senders import owners
-from services.service import Call, File, Listen, Service, Source, Unit
+from services.service import Call, File, Listen, Service, Source
 from services.table import table
 
 SUBMISSION, SUBMISSION_PROXY, SUBMISSION_WEBMAIL = 587, 10587, 12587
@@ -33,7 +33,7 @@ def configure(stack: Stack, host: Host) -> Service:
     webmails = stack.local_addresses(Role.WEBMAIL)
     return Service(
         name="smtp-out",
-        packages=("postfix", "postfix-lmdb", "postfix-pcre", "dovecot-core"),
+        packages=("postfix", "postfix-lmdb", "postfix-pcre", "dovecot-core", "dovecot-auth-lua"),
         files=(
             *postfix.files(
                 stack,
@@ -52,16 +52,18 @@ def configure(stack: Stack, host: Host) -> Service:
                 said=SAID,
                 maildrops=stack.local_addresses(Role.MAILDROP),
                 submission_webmail=SUBMISSION_WEBMAIL,
-                logins=dovecot.LOGINS,
+                logins_program=dovecot.LOGINS_PROGRAM,
+                auth_workers=dovecot.AUTH_WORKERS,
                 webmails=webmails,
             ),
             File("/etc/postfix/senders", table(owners(stack))),
+            *dovecot.login_files(),
         ),
         directories=(postfix.SOCKETS,),
         secret_files=(dovecot.logins_file(stack, machines=True),),
         units=(
             *postfix.units(stack, host),
-            Unit("dovecot.service", reload_on=("/etc/dovecot/",), sandbox=dovecot.SANDBOX),
+            *dovecot.unit(reload_on=(dovecot.CONFIGURATION,)),
         ),
         checks=(*postfix.CHECKS, *dovecot.CHECKS),
         health=(

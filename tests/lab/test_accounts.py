@@ -130,8 +130,7 @@ def test_users_log_in_by_addresses_with_other_letters(lab: Lab, host: str) -> No
     logins = ["o'neil@hill.example", "r&d@hill.example", "a+b@hill.example", "info@bücher.example"]
     before = lab.run(host, "cat", dovecot.LOGINS).stdout
     (password,) = (line.removeprefix("ann:") for line in before.splitlines() if line.startswith("ann:"))
-    names = [name for login in logins for name in dovecot.looked_up(login)]
-    lines = "".join(f"{name}:{password}::::::user=ann\n" for name in names)
+    lines = "".join(f"{name}:{password}::::::user=ann\n" for name in logins)
     lab.run(host, "sh", "-c", f"cat >{dovecot.LOGINS}", text=before + lines)
     try:
         for login in [*logins, "O'Neil@Hill.Example"]:

@@ -12,15 +12,17 @@ from model.stack import Stack
 
 LINES = {
     12: [
-        "auth: passwd-file(ann,203.0.113.9): Password mismatch",
-        "auth: passwd-file(Info@hill.example,2001:db8:f::9,<4Pc2kq0LrNPLAHEJ>): Password mismatch",
-        "auth: passwd-file(o,dd)name,203.0.113.9): unknown user (SHA1 of given password: 8843d7)",
+        "auth: lua(ann,203.0.113.9): Password mismatch",
+        "auth-worker(77): conn unix:auth-worker (pid=9,uid=101): auth-worker<4>: "
+        "lua(Info@hill.example,2001:db8:f::9,<4Pc2kq0LrNPLAHEJ>): Password mismatch",
+        "auth-worker(77): conn unix:auth-worker (pid=9,uid=101): auth-worker<5>: "
+        "lua(o,dd)name,203.0.113.9): db-lua: unknown user",
         "imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<ann>, rip=203.0.113.9, mismatch",
     ],
     13: [
-        "auth(ann,203.0.113.9,sasl:plain): passwd-file: Password mismatch",
-        "auth(Info@hill.example,2001:db8:f::9,sasl:plain)<4Pc2kq0LrNPLAHEJ>: passwd-file: Password mismatch",
-        "auth(o,dd)name,203.0.113.9,sasl:plain): passwd-file: unknown user (SHA1 of given password: 8843d7)",
+        "auth(ann,203.0.113.9,sasl:plain): lua: Password mismatch",
+        "auth-worker(Info@hill.example,2001:db8:f::9)<77><4Pc2kq0LrNPLAHEJ>: request [4]: lua: Password mismatch",
+        "auth-worker(o,dd)name,203.0.113.9)<77>: request [5]: lua: db-lua: unknown user",
         "imap-login: Login aborted: Connection closed (auth failed) user=<ann>, rip=203.0.113.9, mismatch",
     ],
 }

@@ -99,7 +99,6 @@ def test_every_address_that_is_taken_is_found_by_those_who_read_it_and_no_other_
             assert "ann" in senders[address].split(", ")
             assert address in written["ann"].split(",")
             assert logins[address].endswith("user=ann")
-            assert logins[address.replace("'", "\\'")].endswith("user=ann")
     assert virtual["ben@hill.example"] == f"ben@{stack.mailbox_domain}"
     assert "ben@hill.example" in written["ben"].split(",")
 

@@ -49,7 +49,12 @@ def test_every_daemon_is_started_again_and_nothing_that_only_runs_once(keyed_sta
         pushed = bundle(keyed_stack, host)
         revived = {p.split("/")[-2].removesuffix(".d") for p in pushed["files"] if p.endswith(".d/revive.conf")}
         daemons = {unit for unit in pushed["units"] if unit.endswith(".service") and not unit.startswith("systemd-")}
-        assert daemons - revived <= {"nftables.service", "postfix.service", "data-disk.service"}
+        assert daemons - revived <= {
+            "nftables.service",
+            "postfix.service",
+            "data-disk.service",
+            "posthorn-logins.service",
+        }
         assert "nftables.service" not in revived
 
 

@@ -574,3 +574,25 @@ def test_what_dovecot_warns_of_is_refused(bundles: dict[str, Any]) -> None:
     for host in ("maildrop-oak", "smtp-out-oak"):
         checks = [check["run"] for check in bundles[host]["checks"] if "doveconf" in str(check)]
         assert len(checks) == 1 and '"$said"; exit 1' in checks[0][-1]
+
+
+@pytest.mark.parametrize("release", [12, 13])
+@pytest.mark.parametrize("host", ["maildrop-oak", "smtp-out-oak"])
+def test_passwords_are_checked_in_workers_and_forgotten_when_logins_change(
+    config: dict[str, Any], host: str, release: int
+) -> None:
+    config["service"]["release"] = release
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    pushed = bundle(stack, stack.all_hosts[host])
+    text = pushed["files"]["/etc/dovecot/dovecot.conf"]["content"]
+    assert re.search(r"^passdb {\n  driver = lua\n" if release == 12 else r"^passdb lua {\n", text, re.MULTILINE)
+    # By the name as it was typed: what a name was made of may belong to another.
+    assert release == 13 or "cache_key=%{orig_user}\n" in text
+    assert 'return "%{original_user}"' in pushed["files"]["/etc/dovecot/logins.lua"]["content"]
+    assert re.search(r"^service auth-worker {\n(?:  process_\w+ = \d+\n|  #.*\n)*  user = (?!root)", text, re.MULTILINE)
+    assert "dovecot-auth-lua" in pushed["packages"]
+    # Dovecot is not reloaded for it: sessions would stay with login processes of before, more at each change.
+    forgetting = [name for name, unit in pushed["units"].items() if "/etc/dovecot/logins" in unit["restart_on"]]
+    assert forgetting == ["posthorn-logins.service"]
+    reloads = pushed["units"]["dovecot.service"]["reload_on"]
+    assert "/etc/dovecot/logins.lua" in reloads and not {"/etc/dovecot/", "/etc/dovecot/logins"} & set(reloads)
