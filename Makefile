@@ -30,7 +30,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 unexport WHAT SINCE RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench bench-users test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ shell: ## A shell in which python -m lab, pytest and pulumi are at hand
 
 bench: ## Measure replication in the lab that runs
 	@$(TOOLS) --machines containers -- python -m lab bench-replication
+
+bench-users: ## Measure sessions, logins and submissions in the lab that runs
+	@$(TOOLS) --machines containers -- python -m lab bench-users
 
 test: ## Everything: lint, types, contracts, unit tests, then the lab in containers and on emulated VMs
 	@$(TOOLS) --machines vms --browser -- python -m tests.all

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from lab import faults, image, up
+from lab import bench_users, faults, image, up
 from lab.bench_replication import bench
 from lab.proof import ProofFailed, prove
 from lab.state import RELEASE, LabError, load, stack
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a command: run WHERE -- COMMAND …")
     run.add_argument("where", help="a host, or client, foreign, operator, internet")
     commands.add_parser("bench-replication", help="measure replication")
+    commands.add_parser("bench-users", help="measure sessions, logins and submissions")
     operator = commands.add_parser("operator", help="run a command as the operator: operator -- COMMAND …")
     operator.add_argument("--stack", default="")
     anew = commands.add_parser("reinstall", help="install a host anew, with the disk that it keeps; make up fills it")
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 prove(load(), console)
             case "bench-replication":
                 bench(load(), console)
+            case "bench-users":
+                bench_users.bench(load(), console)
             case "run":
                 os.execvpe(*_exec(options.where, command))
             case "operator":
