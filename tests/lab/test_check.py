@@ -208,7 +208,7 @@ def test_what_was_changed_on_a_host_is_put_right_by_what_the_check_advises(lab: 
     ]
     assert finding["advice"] == f"make up STACK={lab.stack_name} PUSH=smtp-in-ash puts it right"
     printed = lab.up("--push", "smtp-in-ash")
-    assert "smtp-in-ash: changed /etc/postfix/virtual" in printed and "smtp-in-oak" not in printed
+    assert "smtp-in-ash: changed /etc/postfix/virtual" in printed and "smtp-in-oak-files" not in printed
     assert "a colleague" not in lab.run("smtp-in-ash", "cat", "/etc/postfix/virtual").stdout
 
 
