@@ -12,6 +12,7 @@ from check.finding import Finding, Findings, Place
 from model.base import IPAddress
 from model.network import Role
 from model.stack import Stack
+from services.zones import removed_from_dmarc
 
 ADDRESSES, POLICIES = "addresses", "policies"
 
@@ -160,6 +161,8 @@ def judge_dmarc(domain: str, answer: Answer) -> Findings:
         yield place.better("DMARC: p=none, so that anybody may still write as this domain", advice)
     else:
         yield place.good(f"DMARC: p={records[0].get('p', '?')}")
+    for remark in removed_from_dmarc("".join(answer.records)):
+        yield place.better(remark, "see dns.dmarc")
     if records and "rua" not in records[0]:
         yield place.better("DMARC: nobody gets reports", "name an address with rua= under dns.dmarc")
 

@@ -39,6 +39,7 @@ from ops.pulumi import (
 from ops.render import render_stack
 from services.bundle import Conflict
 from services.dovecot import hashed
+from services.zones import removed_from_dmarc
 
 WIDTH = 200
 """Columns of what goes to a file, a pipe or a mail, where COLUMNS does not say: each finding has one line."""
@@ -173,6 +174,8 @@ def _checked(project: Project, words: Words) -> tuple[list[str], dict[str, str]]
     stack = project.load()
     for account in stack.without_address:
         console.print(f"accounts.{account}: gets no mail, as no alias of any domain leads to it", style="yellow")
+    for remark in removed_from_dmarc(stack.dns.dmarc):
+        console.print(f"dns.dmarc: {remark}", style="yellow")
     flags = [*excluded(stack, words.without), *pushed_again(stack, words.push, words.without)]
     project.ensure_exists()
     exported = records.state_of(project)

@@ -7,7 +7,7 @@ from model.stack import Stack
 from services.zones.hosts import host_records, internal_records
 from services.zones.mail import key_digest, key_records, service_records, tlsa_names
 from services.zones.rrset import RRset, text
-from services.zones.validators import problems_of
+from services.zones.validators import problems_of, removed_from_dmarc
 from services.zones.zone_file import zone_file
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "internal_records",
     "key_digest",
     "record_problems",
+    "removed_from_dmarc",
     "rrsets",
     "text",
     "tlsa_names",

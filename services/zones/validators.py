@@ -220,6 +220,17 @@ def _look_ups(records: Records, name: str, seen: tuple[str, ...]) -> int:
     return count
 
 
+DMARC_WORDS = {
+    **dict.fromkeys(("sp", "np"), ("none", "quarantine", "reject")),
+    **dict.fromkeys(("adkim", "aspf"), ("r", "s")),
+    "psd": ("y", "n", "u"),
+    "t": ("y", "n"),
+}
+"""What a tag of DMARC may say, where it is there."""
+DMARC_REMOVED = {"pct": "remove it, or say t=y for a policy that is only tried", "rf": "remove it", "ri": "remove it"}
+"""Tags of RFC 7489 that RFC 9989 has no more, and what to do about each."""
+
+
 def dmarc_says_a_policy(records: Records) -> Iterator[Reason]:
     """RFC 9989 section 4.7."""
     for rrset in records.of_type("TXT"):
@@ -235,9 +246,20 @@ def dmarc_says_a_policy(records: Records) -> Iterator[Reason]:
                 yield rrset, f"{value!r} is not v=DMARC1 and then tags, each once (RFC 9989 section 4.7)"
             if said.get("p") not in ("none", "quarantine", "reject"):
                 yield rrset, "has no policy p=none, quarantine or reject (RFC 9989 section 4.7)"
+            for name, words in DMARC_WORDS.items():
+                if name in said and said[name] not in words:
+                    yield rrset, f"{name} is not {', '.join(words[:-1])} or {words[-1]} (RFC 9989 section 4.7)"
             for kind in ("rua", "ruf"):
                 if not all(re.match(r"mailto:[^@]+@", uri.strip()) for uri in said.get(kind, "mailto:a@b").split(",")):
                     yield rrset, f"{kind} is not a list of mailto: addresses (RFC 9989 section 4.7)"
+
+
+def removed_from_dmarc(policy: str) -> Iterator[str]:
+    """What to do about the tags of a DMARC policy that receivers pass over: they hold nothing up."""
+    names = (tag.partition("=")[0].strip() for tag in policy.split(";"))
+    return (
+        f"DMARC has no {name} any more (RFC 9989): {DMARC_REMOVED[name]}" for name in names if name in DMARC_REMOVED
+    )
 
 
 def a_dkim_record_is_at_its_place(records: Records) -> Iterator[Reason]:

@@ -277,6 +277,7 @@ def test_a_dkim_key_that_is_not_the_one_that_signs_is_wrong(keyed_stack: Stack) 
         (has("v=DMARC1; p=reject; rua=mailto:p@hill.example"), Severity.GOOD),
         (has("v=DMARC1; p=none; rua=mailto:p@hill.example"), Severity.ADVICE),
         (has("v=DMARC1; p=reject"), Severity.ADVICE),
+        (has("v=DMARC1; p=reject; pct=100; rua=mailto:p@hill.example"), Severity.ADVICE),
         (has(), Severity.WRONG),
         (has("v=DMARC1; p=reject", "v=DMARC1; p=none"), Severity.WRONG),
         (Answer(error="answers SERVFAIL"), Severity.UNKNOWN),

@@ -25,7 +25,7 @@ from ops.records import published as seen
 from services import mta_sts
 from services.bundle import bundle
 from services.zones import RRset, record_problems, rrsets, text
-from services.zones.validators import problems_of
+from services.zones.validators import problems_of, removed_from_dmarc
 from tests.unit.conftest import STACKS
 
 Found = dict[tuple[str, str], RRset]
@@ -348,6 +348,9 @@ ALIAS = set_("imap.hill.example", "CNAME", "mx.hill.example.")
         (set_("_dmarc.hill.example", "TXT", '"v=DMARC1; p=maybe"'), "has no policy p=none, quarantine or reject"),
         (set_("_dmarc.hill.example", "TXT", '"p=none; v=DMARC1"'), "is not v=DMARC1 and then tags, each once"),
         (set_("_dmarc.hill.example", "TXT", '"v=DMARC1; p=none; rua=me@hill.example"'), "rua is not a list of mailto:"),
+        (set_("_dmarc.hill.example", "TXT", '"v=DMARC1; p=none; np=refuse"'), "np is not none, quarantine or reject"),
+        (set_("_dmarc.hill.example", "TXT", '"v=DMARC1; p=none; psd=no"'), "psd is not y, n or u (RFC 9989"),
+        (set_("_dmarc.hill.example", "TXT", '"v=DMARC1; p=none; t=0"'), "t is not y or n (RFC 9989"),
         (set_("hill.example", "TXT", '"v=DKIM1; p="'), "a DKIM key stands alone at selector._domainkey.domain"),
         (set_("_25._tcp.mx.hill.example", "TLSA", "3 1 1 abc"), "3 1 1 abc is not 3 1 1 and a SHA-256 digest"),
         (set_("_25._tcp.b.hill.example", "TLSA", "3 1 1 " + "0" * 64), "b.hill.example has no address"),
@@ -361,6 +364,15 @@ def test_a_bad_record_is_refused_with_its_reason(rrset: RRset, reason: str) -> N
     said = [str(problem) for problem in problems_of((HOST, ALIAS, rrset))]
     assert [line for line in said if reason in line], said
     assert all(line.startswith("here: ") for line in said)
+
+
+def test_tags_that_dmarc_has_no_more_are_told_and_hold_nothing_up() -> None:
+    policy = "v=DMARC1; p=reject; pct=50 ; RI=1; ri=86400; rua=mailto:pct=1@hill.example; t=n; np=none; psd=u; aspf=s"
+    assert problems_of((HOST, set_("_dmarc.hill.example", "TXT", f'"{policy.replace("RI=1; ", "")}"'))) == []
+    assert list(removed_from_dmarc(policy)) == [
+        "DMARC has no pct any more (RFC 9989): remove it, or say t=y for a policy that is only tried",
+        "DMARC has no ri any more (RFC 9989): remove it",
+    ]
 
 
 def test_all_reasons_come_at_once() -> None:
