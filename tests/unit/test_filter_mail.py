@@ -6,6 +6,7 @@ import io
 import smtplib
 import sys
 import types
+from email import message_from_string
 from typing import Any
 
 import pytest
@@ -133,6 +134,40 @@ def test_a_refusal_of_a_filter_tells_no_name_inside(sent: Any) -> None:
 
 
 SENT_ON = "X-Sieve: P\nX-Sieve-Redirected-From: carl\nFrom: eve@far.example\n\nx\n"
+
+
+PARAGRAPH = "Gr\u00fc\u00dfe von Dora = " * 100
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (
+            "Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: 8bit\n",
+            f"\n{PARAGRAPH}\n.dot \nFrom me\n",
+        ),
+        ("", f"\n{PARAGRAPH}"),
+        ("Content-Type: multipart/alternative; boundary=b\n", f"\n--b\n\n{PARAGRAPH}\n--b\n\nx\n--b--\n"),
+    ],
+)
+def test_an_answer_with_long_lines_leaves_in_short_ones_that_read_the_same(sent: Any, head: str, body: str) -> None:
+    header = f"X-Sieve: P\nFrom: <dora@hill.example>\nSubject: {'w ' * 60}\nMIME-Version: 1.0\n"
+    text = sent(f"{header}{head}{body}")[2]
+    assert max(map(len, text.split("\n"))) < 140 and f"\nSubject: {'w ' * 60}\n" in text
+    texts = [part for part in message_from_string(text).walk() if not part.is_multipart()]
+    read = [part.get_payload(decode=True).decode() for part in texts]  # type: ignore[union-attr]
+    assert read[0].rstrip("\n") == (PARAGRAPH if "--b" in body else body[1:].rstrip("\n"))
+    assert text.startswith("X-Posthorn-Filter: dora says\nFrom: <dora@hill.example>\n")
+
+
+def test_short_lines_and_the_mails_of_others_leave_as_they_are(sent: Any) -> None:
+    short = (
+        "X-Sieve: P\nFrom: <dora@hill.example>\nContent-Transfer-Encoding: 8bit\n\nGr\u00fc\u00dfe = \n"
+        + "x" * 998
+        + "\n"
+    )
+    assert sent(short)[2].endswith("\n\nGr\u00fc\u00dfe = \n" + "x" * 998 + "\n")
+    assert sent(f"{SENT_ON}{PARAGRAPH}\n")[2].endswith(f"\n\nx\n{PARAGRAPH}\n")
 
 
 def test_a_user_without_an_address_sends_on_and_says_nothing(program: Any, sent: Any) -> None:
