@@ -294,7 +294,8 @@ class Limits(Frozen):
     message_rate: int = Field(default=60, ge=1)
     """Mails that one client submits."""
     recipients_per_day: int = Field(default=2000, ge=1)
-    """Recipients that one account writes to in a day, from wherever; they come back evenly over the day."""
+    """Recipients that one account writes to in a day, from wherever, and as many to whom its filters send. They come
+    back evenly over the day."""
     address_connections: int = Field(default=500, ge=20)
     """Connections of one address (IPv6: one /64) to one front end at the same time, to submission, mailboxes and
     filters together. An office may share one."""

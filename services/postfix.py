@@ -22,6 +22,8 @@ SOCKETS = Directory("/var/spool/postfix/private", mode="0700", owner="postfix")
 """Where Dovecot listens for Postfix. On Debian 13 it comes with the first start, and Dovecot may start before."""
 OWN = ("root", "postmaster", "abuse", "mailer-daemon")
 """Whom each host knows by its own names: the postmaster reads their mail."""
+LOCAL = ("localhost.localdomain", "localhost")
+"""By which names each host knows itself, beside those of its own (mydestination)."""
 ADDED = 1048576
 """More than hosts on a mail's way add to it. Each step inwards takes so much more: what was taken fits."""
 HOPS = 100
@@ -65,6 +67,7 @@ def files(stack: Stack, host: Host, tree: str, *, public: bool, size: int, **val
         # What the mailbox hosts say is signed where it leaves, on smtp-out.
         milter="" if host.has(Role.MAILDROP) else opendkim.MILTER,
         shown=shown,
+        local=LOCAL,
         chain=shown.certificate if public else identity.CERTIFICATE,
         size=size,
         inside=inside(stack),

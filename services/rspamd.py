@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model.mail import CATCH_ALL
+from model.mail import CATCH_ALL, Target
 from model.network import Role
 from model.stack import Host, Stack
-from services import opendkim, postfix
+from services import opendkim, postfix, smtp_in
 from services.private import private
 from services.render import render_tree
 from services.senders import authors
@@ -41,13 +41,18 @@ def lists(stack: Stack) -> dict[str, tuple[object, ...]]:
 
 
 def elsewhere(stack: Stack) -> Iterator[tuple[str, str]]:
-    """Addresses that lead out of the stack, wholly or in part; and the others, where a catch-all does."""
+    """Addresses that lead out of the stack, wholly or in part; and the others, where a catch-all does.
+
+    Those at the MX's own names are the postmaster's, and go where the postmaster's mail goes.
+    """
     for domain in stack.domains:
         aliases = stack.resolved_aliases(domain)
         leads = {local: any(map(stack.leaves, targets)) for local, targets in aliases.items()}
         for local, out in leads.items():
             if out or leads.get(CATCH_ALL):
                 yield f"{'' if local == CATCH_ALL else local}@{domain}", "yes" if out else "no"
+    if stack.leaves(Target(stack.postmaster_address)):
+        yield from ((address, "yes") for address, _ in smtp_in.own(stack))
 
 
 def configure(stack: Stack, host: Host) -> Service:

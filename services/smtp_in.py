@@ -94,10 +94,11 @@ def virtual(stack: Stack) -> Iterator[tuple[str, str]]:
 def own(stack: Stack) -> Iterator[tuple[str, str]]:
     """The addresses at the hosts' own names. local(8) would bounce a mail whose ``Delivered-To`` looks like a loop.
 
-    A bare name stands for all names of the host itself, ``localhost`` and its addresses in brackets too (virtual(5)).
+    A bare name stands for all names of the host itself, its addresses in brackets too (virtual(5)).
     """
     yield from ((local, stack.postmaster_address) for local in postfix.OWN)
-    for name in (stack.public_name("smtp_in"), *(host.fqdn for host in stack.hosts_with(Role.SMTP_IN))):
+    hosts = (host.fqdn for host in stack.hosts_with(Role.SMTP_IN))
+    for name in (stack.public_name("smtp_in"), *hosts, *postfix.LOCAL):
         yield from ((f"{local}@{name}", stack.postmaster_address) for local in postfix.OWN)
 
 

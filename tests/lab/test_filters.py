@@ -140,6 +140,11 @@ REFUSED = {
     "Friends: bob@far.example, ben@hill.example;": ONE,
     "undisclosed-authors:;": ONE,
     "ben": ONE,
+    "bob@far.example ben@hill.example": ONE,
+    "bob@far.example (Bob)\r\n ben@hill.example": ONE,
+    "<bob@far.example@hill.example>": ONE,
+    "<bob@far.example, ben@hill.example>": ONE,
+    "<bob@far.example> <ben@hill.example>": OURS,
     "bob@far.example, ben@hill.example": OURS,
     '"bob@far.example" <ben@hill.example>': OURS,
     "<ben@sub.hill.example>": "not from ben@sub.hill.example",
@@ -177,6 +182,19 @@ def test_an_author_who_is_not_proved_is_refused_as_the_domain_asks(all_well: Lab
     sent = [(PROVED.get(author, "bob@far.example"), "ann@hill.example", written_as(author)) for author in wanted]
     for author, (code, words) in zip(wanted, handed_over(all_well, *sent), strict=True):
         assert code == (451 if "loop" in author else 554) and wanted[author] in words, (author, code, words)
+
+
+HONEST = [
+    '"Bob, T." (at far@home) <@hop.example,@far.example:bob@far.example>',
+    "(once ben@hill.example) bob@far.example (Bob)",
+]
+"""One author, whatever else stands there."""
+
+
+def test_an_honest_author_is_taken_however_it_is_written(all_well: Lab) -> None:
+    sent = [("bob@far.example", "ann@hill.example", written_as(author)) for author in HONEST]
+    for author, (code, words) in zip(HONEST, handed_over(all_well, *sent), strict=True):
+        assert code == 250, (author, words)
 
 
 def test_an_author_is_taken_as_the_domain_asks(all_well: Lab) -> None:

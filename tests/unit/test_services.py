@@ -262,7 +262,9 @@ def test_what_an_account_sends_is_counted_for_the_account_and_whoever_gets_it(co
     config["limits"]["recipients_per_day"] = 500
     stack = parse("lab", "Pulumi.lab.yaml", config)
     text = file({"x": bundle(stack, stack.all_hosts["frontend-oak"])}, "x", "/etc/rspamd/local.d/ratelimit.conf")
-    assert "    user = {\n" in text and "burst = 500;\n" in text and 'rate = "500 / 1d";\n' in text
+    # A user, and the user's filters: each has a limit.
+    assert "    user = {\n" in text and "selector = \"id('500');posthorn_counted\";\n" in text
+    assert "burst = 500;\n" in text and 'rate = "500 / 1d";\n' in text
     assert 'whitelisted_rcpts = ["nobody@invalid"];\n' in text
 
 
@@ -495,9 +497,14 @@ def test_the_scanner_knows_which_addresses_lead_out_of_the_stack(config: dict[st
     assert {address for address in leads if address.endswith("@hill.example")} == {
         f"{local}@hill.example" for local in ("partner", "team", "gone", "strict", "misled")
     }
-    assert leads["team@moor.example"] == "yes"
+    assert leads["team@moor.example"] == "yes" and "postmaster" not in leads
     # A catch-all leads out, so the others have to be named.
     assert leads["@dale.example"] == "yes" and leads["ann@dale.example"] == leads["mine@dale.example"] == "no"
+    # The addresses at an MX's own names go where the postmaster's mail goes.
+    config["domains"]["hill.example"]["aliases"]["postmaster"] = ["ann", "admin@far.example"]
+    leads = dict(elsewhere(parse("lab", "Pulumi.lab.yaml", config)))
+    for address in ("postmaster", "root", "abuse@smtp-in.hill.example", "root@localhost", "postmaster@hill.example"):
+        assert leads[address] == "yes"
 
 
 def test_an_alias_restarts_nothing_and_a_new_account_no_scanner(keyed_config: dict[str, Any]) -> None:

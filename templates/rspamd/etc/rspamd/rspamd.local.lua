@@ -26,6 +26,18 @@ rspamd_config:register_symbol({
   end,
 })
 
+-- Whose recipients are counted (ratelimit.conf). What filters send has a limit of its own: else a stranger, whose mail a filter
+-- sends on or answers, could use up what the user may write.
+require("lua_selectors").register_extractor(rspamd_config, "posthorn_counted", {
+  get_value = function(task)
+    local user = task:get_user()
+    if user then
+      return (task:has_symbol("OF_A_FILTER") and "filters of " or "") .. user, "string"
+    end
+  end,
+  description = "The user whose mail this is, or the user's filters",
+})
+
 local function is_sent_on(task)
   return task:has_symbol("OF_A_FILTER") and task:get_symbol("OF_A_FILTER")[1].options[1] == "redirects"
 end
@@ -33,6 +45,22 @@ end
 -- A mail has one From header, with its authors (RFC 5322 section 3.6). With none, or with two, readers and rules would not
 -- see the same one. Each author costs questions to the DNS: nobody has that many.
 local MOST = 8
+
+-- A From header without what holds no address: quoted strings, comments, routes, and the names before <addresses>. What opens and
+-- does not end is taken as it is.
+local function bare(value)
+  local text, kept, at = value:gsub("\\.", ""), {}, 1
+  while at do
+    local first, last = text:find('["(]', at)
+    if first then
+      last = select(2, text:find(text:sub(first, first) == "(" and "^%b()" or '^"[^"]*"', first))
+    end
+    table.insert(kept, text:sub(at, last and first - 1))
+    at = last and last + 1
+  end
+  text = table.concat(kept):gsub("<%s*@[^<>:]*:", "<")
+  return (("," .. text):gsub("([,>])[^,<>]*<", "%1<"))
+end
 
 rspamd_config:register_symbol({
   name = "NO_ONE_AUTHOR_FIELD",
@@ -45,6 +73,11 @@ rspamd_config:register_symbol({
       count = count + (line:lower():match("^from[ \t]*:") and 1 or 0)
     end
     local is_good = count == 1 and #authors > 0 and #authors <= MOST
+    if is_good then
+      -- Two addresses without a comma between them (a@x b@y, a@x@y) are one author, of whom rspamd and readers know different ones.
+      local _, addresses = bare(task:get_header_raw("From") or ""):gsub("@", "")
+      is_good = addresses == #authors
+    end
     for _, author in ipairs(authors) do
       -- What rspamd makes of a group (RFC 6854) is no domain: nobody could say whose mail it is. Nor are letters outside ASCII
       -- (RFC 6532 wants SMTPUTF8, which no host offers): the DNS takes some of them for dots, and the tree walk does not.
@@ -458,7 +491,8 @@ rspamd_config:register_dependency("DMARC_CHECK", "R_DKIM_ALLOW")
 local elsewhere = list("elsewhere", "map", "addresses whose mail leaves the stack")
 
 local function leads_elsewhere(address)
-  local plain = address:gsub("%+[^@]*@", "@")
+  -- An MX knows its own addresses in brackets by the local part alone (virtual(5)).
+  local plain = address:gsub("%+[^@]*@", "@"):gsub("@%[.*%]$", "")
   local leads = elsewhere:get_key(address) or elsewhere:get_key(plain) or elsewhere:get_key(address:match("@.*$") or "")
   return leads == "yes"
 end
