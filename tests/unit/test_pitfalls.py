@@ -13,7 +13,7 @@ from model.load import parse
 from model.settings import DnsblRule
 from model.stack import Stack
 from services.bundle import bundle
-from services.postfix import OWN
+from services.postfix import LOCAL, OWN
 from services.smtp_in import restriction
 
 ROOT = Path(__file__).parents[2]
@@ -309,13 +309,13 @@ def test_a_full_mailbox_takes_one_more_of_the_largest_mails_in_trash(
     assert (int("".join(more)) - int(grace)) * 2**20 >= stack.limits.message_size
 
 
-def test_whoever_is_away_answers_all_who_write_to_them_and_may_send_on_to_many(
+def test_whoever_is_away_answers_all_who_write_to_them_and_may_send_on_to_a_few(
     files: dict[str, dict[str, str]],
 ) -> None:
     text = files["maildrop-oak"]["/etc/dovecot/dovecot.conf"]
     assert re.search(r"^ *sieve_vacation_(dont_check_recipient = yes|check_recipient = no)$", text, re.MULTILINE)
-    assert re.search(r"^ *sieve_max_redirects = 32$", text, re.MULTILINE)
-    assert "at most 32 addresses" in (ROOT / "docs" / "accounts.md").read_text()
+    assert re.search(r"^ *sieve_max_redirects = 8$", text, re.MULTILINE)
+    assert "at most 8 addresses" in (ROOT / "docs" / "accounts.md").read_text()
 
 
 def test_dsync_escapes_folders_by_a_sign_of_its_own_which_users_do_not_see(files: dict[str, dict[str, str]]) -> None:
@@ -338,6 +338,18 @@ def test_strangers_file_into_no_folder_of_the_system(files: dict[str, dict[str, 
         assert f'"{folder}", "{folder}/*"' in script
 
 
+def test_what_comes_back_from_where_a_filter_sent_it_is_kept_before_any_filter_and_stops_none(
+    files: dict[str, dict[str, str]],
+) -> None:
+    folder = "/etc/dovecot/sieve/before.d/"
+    scripts = {name.removeprefix(folder): text for name, text in files["maildrop-oak"].items() if folder in name}
+    # They run in the order of their names: what the scanners took for spam is filed, and ends there.
+    assert sorted(scripts) == ["junk.sieve", "returned.sieve"]
+    returned = scripts["returned.sieve"]
+    assert 'envelope :is "from" ""' in returned and "X-Sieve-Redirected-From:" in returned
+    assert 'fileinto :copy "INBOX";' in returned and not re.search(r"^\s*(stop|keep)", returned, re.MULTILINE)
+
+
 def test_the_page_of_the_case_study_names_files_that_are_there() -> None:
     page = (ROOT / "docs" / "case-study.md").read_text()
     named = set(re.findall(r"`((?:templates|services|stacks|tests)/[\w./-]+)`", page))
@@ -352,3 +364,4 @@ def test_no_name_of_an_mx_itself_is_left_to_the_local_delivery(stack: Stack) -> 
     virtual = bundle(stack, stack.all_hosts["smtp-in-oak"])["files"]["/etc/postfix/virtual"]["content"]
     keys = {line.split()[0] for line in virtual.splitlines() if line}
     assert set(OWN) <= keys
+    assert {f"{local}@{name}" for local in OWN for name in LOCAL} <= keys
