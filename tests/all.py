@@ -32,7 +32,7 @@ class Run:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-LONG = tuple(f"tests/lab/test_{name}.py" for name in ("operating", "outbound", "relay", "replication", "rolling"))
+LONG = tuple(f"tests/lab/test_{name}.py" for name in ("operating", "outbound", "replication", "rolling"))
 """About half of what the lab tests of a release take; the other half is all the rest."""
 
 
