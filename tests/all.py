@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -71,8 +72,17 @@ LAB: Mapping[str, tuple[Run, ...]] = {
 }
 
 
-def _performed(run: Run, *, labelled: bool) -> bool:
-    """Runs a command, its lines behind its label where others run beside it. Returns whether it went well."""
+SAID_AGAIN = re.compile(r"^(FAILED|ERROR|E  ) ")
+"""What pytest writes of a test that failed, and of why: of tests side by side it stands far up in what was printed."""
+SAID_AGAIN_LINES = 12
+"""Of each command: the last ones name all tests that failed, or as many as one can read."""
+
+
+def _performed(run: Run, *, labelled: bool) -> list[str]:
+    """Runs a command, its lines behind its label where others run beside it.
+
+    Returns nothing where it went well, else what says why, line by line.
+    """
     console.print(f"  {run.label} {' '.join(run.command)}", markup=False)
     process = subprocess.Popen(
         [str(PROGRAMS / run.command[0]), *run.command[1:]],
@@ -83,16 +93,26 @@ def _performed(run: Run, *, labelled: bool) -> bool:
         stdout=subprocess.PIPE if labelled else None,
         stderr=subprocess.STDOUT if labelled else None,
     )
+    why: list[str] = []
     for line in process.stdout or ():
         sys.stdout.write(f"{run.label} │ {line}")
         sys.stdout.flush()
-    return process.wait() == 0
+        if SAID_AGAIN.match(line):
+            why.append(f"{run.label} │ {line.rstrip()}")
+    if process.wait() == 0:
+        return []
+    ended = f"{run.label} ended with status {process.returncode}: {' '.join(run.command)}".strip()
+    return [*why[-SAID_AGAIN_LINES:], ended]
 
 
-def perform(runs: tuple[Run, ...]) -> bool:
-    """Runs the commands of a phase side by side, each once, to the end of the last. Returns whether all went well."""
+def perform(runs: tuple[Run, ...]) -> list[str]:
+    """Runs the commands of a phase side by side, each once, to the end of the last.
+
+    Returns nothing where all went well, else what says why, line by line.
+    """
     with ThreadPoolExecutor() as pool:
-        return all(list(pool.map(lambda run: _performed(run, labelled=len(runs) > 1), runs)))
+        whys = list(pool.map(lambda run: _performed(run, labelled=len(runs) > 1), runs))
+    return [line for why in whys for line in why]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,19 +121,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only-unit", action="store_true", help="no lab: no root, no network")
     options = parser.parse_args(arguments)
     taken = [(phase["name"], phase["wall"]) for phase in json.loads(os.environ.get("POSTHORN_SETUP_PHASES", "[]"))]
-    failed = ""
+    failed, why = "", list[str]()
     for name, runs in (STATIC if options.only_unit else {**STATIC, **LAB}).items():
         console.print(f"\n· {name}", markup=False)
         started = time.monotonic()
-        well = perform(runs)
+        why = perform(runs)
         taken.append((name, time.monotonic() - started))
-        console.print(f"{'✓' if well else '✗'} {name}: {taken[-1][1]:.1f} s")
-        if not well:
+        console.print(f"{'✗' if why else '✓'} {name}: {taken[-1][1]:.1f} s")
+        if why:
             failed = name
             break
     console.print("\nWhat took how long, in seconds:")
     for name, seconds in (*taken, ("all", sum(seconds for _, seconds in taken))):
         console.print(f"  {seconds:7.1f}  {name}")
+    for line in why:
+        console.print(line, markup=False)
     console.print(f"failed: {failed}" if failed else "all passed")
     return 1 if failed else 0
 
