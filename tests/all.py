@@ -121,7 +121,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only-unit", action="store_true", help="no lab: no root, no network")
     options = parser.parse_args(arguments)
     taken = [(phase["name"], phase["wall"]) for phase in json.loads(os.environ.get("POSTHORN_SETUP_PHASES", "[]"))]
-    failed, why = "", list[str]()
     for name, runs in (STATIC if options.only_unit else {**STATIC, **LAB}).items():
         console.print(f"\n· {name}", markup=False)
         started = time.monotonic()
@@ -129,15 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         taken.append((name, time.monotonic() - started))
         console.print(f"{'✗' if why else '✓'} {name}: {taken[-1][1]:.1f} s")
         if why:
-            failed = name
             break
     console.print("\nWhat took how long, in seconds:")
     for name, seconds in (*taken, ("all", sum(seconds for _, seconds in taken))):
         console.print(f"  {seconds:7.1f}  {name}")
     for line in why:
         console.print(line, markup=False)
-    console.print(f"failed: {failed}" if failed else "all passed")
-    return 1 if failed else 0
+    console.print(f"failed: {name}" if why else "all passed")
+    return 1 if why else 0
 
 
 if __name__ == "__main__":
