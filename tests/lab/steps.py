@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 import time
@@ -110,6 +111,18 @@ def abroad(lab: Lab, *words: str) -> str:
 def log(lab: Lab, host: str, pattern: str) -> str:
     """The newest lines of Postfix that match."""
     return str(lab.run(host, "journalctl", "-u", lab.postfix(host), "-o", "cat", "-n", "20", "-g", pattern).stdout)
+
+
+def waiting(lab: Lab, host: str, address: str) -> list[str]:
+    """The queue IDs of the mails to an address that wait at a host."""
+    mails = [json.loads(line) for line in lab.run(host, "postqueue", "-j").stdout.splitlines()]
+    return [m["queue_id"] for m in mails if any(to["address"] == address for to in m["recipients"])]
+
+
+def forget(lab: Lab, host: str, address: str) -> None:
+    """Takes mail to an address out of a host's queue."""
+    for queue_id in waiting(lab, host, address):
+        assert lab.run(host, "postsuper", "-d", queue_id).returncode == 0
 
 
 def tried_again(lab: Lab, hosts: Sequence[str], true: Callable[[], Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import email
-import json
 import re
 import secrets
 from typing import Any
@@ -19,6 +18,7 @@ from tests.lab.steps import (
     abroad,
     eventually,
     first_scanner_is_asked,
+    forget,
     greeting,
     id_of,
     in_mailbox,
@@ -41,14 +41,6 @@ def send(lab: Lab, *recipients: str, text: str = "", **more: Any) -> str:
     said = submission(lab, user="ann", **request)
     assert said["end"][0] == 250, said
     return id_of(text)
-
-
-def forget(lab: Lab, host: str, address: str) -> None:
-    """Takes mail to an address out of a host's queue."""
-    queue = [json.loads(line) for line in lab.run(host, "postqueue", "-j").stdout.splitlines()]
-    for entry in queue:
-        if any(address == recipient["address"] for recipient in entry["recipients"]):
-            lab.run(host, "postsuper", "-d", entry["queue_id"])
 
 
 # By which TLS it leaves
