@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lab.state import State
-from model.load import PROJECT
+from model.load import PROJECT, READ_OTHERWISE
 from ops.stackfile import write_atomically
 from services.dovecot import hashed, is_hash_of
 
@@ -22,6 +22,10 @@ class _NoAliases(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+# Whatever another reader would take for a number is written in quotes.
+_NoAliases.add_implicit_resolver("tag:posthorn,2026:read-otherwise", READ_OTHERWISE, list("+-.0123456789"))
 
 
 def _kept(before: dict[str, Any], account: str, password: str) -> str:

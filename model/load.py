@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+READ_OTHERWISE = re.compile(
+    r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?0o[0-7_]+|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)$"
+)
+"""What Pulumi's reader (YAML 1.2, Go's yaml.v3) takes for a number or a date. Much of it is text in YAML 1.1: ``0190``
+and ``1e5`` would be 190 and 100000 there, and addresses here."""
+_OTHERWISE = "tag:posthorn,2026:read-otherwise"
+
+
+def _refuse(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    problem = f"{node.value} is not read as text by Pulumi: put it in quotes"
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+# Those of YAML 1.1 are asked before: what both take for a number is one.
+_UniqueKeys.add_implicit_resolver(_OTHERWISE, READ_OTHERWISE, list("+-.0123456789"))
+_UniqueKeys.add_constructor(_OTHERWISE, _refuse)
 
 
 def _without_secrets(value: Any) -> Any:

@@ -297,6 +297,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         (b"config:\n  {{ x }}: y\n", "line 2: a key is not read as text: put it in quotes"),
         (b"config:\n  [x]: y\n", "line 2: a key is not read as text: put it in quotes"),
         (b"config:\n  posthorn:accounts:\n    no: {}\n", "line 3: the key no is not read as text: put it in quotes"),
+        (
+            b"config:\n  posthorn:domains:\n    a.example: {aliases: {0190: ann}}\n",
+            "line 3: 0190 is not read as text by Pulumi: put it in quotes",
+        ),
+        (
+            b"config:\n  posthorn:accounts:\n    1e5: {}\n",
+            "line 3: 1e5 is not read as text by Pulumi: put it in quotes",
+        ),
+        (b"config:\n  - 0o17\n", "line 2: 0o17 is not read as text by Pulumi: put it in quotes"),
+        (b"config:\n  - 2026-1-2\n", "line 2: 2026-1-2 is not read as text by Pulumi: put it in quotes"),
         (b"config: [\n", "line 2: expected the node content, but found '<stream end>'"),
         (b"nothing", "config: the file has no config section"),
         (b"", "config: the file has no config section"),
