@@ -32,7 +32,7 @@ def judge(stack: Stack, states: Mapping[str, Mapping[str, Any]], *, alone: bool 
         else:
             yield place.unknown(f"its state is of form {state['format']}, not {FORMAT}", "push it: make up")
     known = [state for state in states.values() if state["format"] == FORMAT]
-    # Each host works for its own users, and for all of them while the other is away.
+    # Whoever syncs a user, each host's pass counts all whom its Dovecot knows.
     users = max((state["pass"]["users"] for state in known), default=0)
     place = Place(AREA, "users")
     if known and users < len(stack.accounts):

@@ -733,7 +733,7 @@ class Daemon:
         self.store.remember_homes()
         mine = [user for user in users if everybody or self.configuration.initiates(user)]
         self.pass_left = {u for u in mine if self.configuration.initiates(u) or self.alone or self.filling}
-        self.pass_at, self.pass_users = time.time(), len(mine)
+        self.pass_at, self.pass_users = time.time(), len(users)
         for user in mine:
             self.mark(user, urgent=False)
 

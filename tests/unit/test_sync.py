@@ -663,6 +663,8 @@ def test_all_own_users_are_compared_every_ten_to_fifteen_minutes(
     asyncio.run(daemon.make_pass(everybody=False))
     assert daemon.queue.waiting.keys() == {mine} and not daemon.outbox
     assert 600 < daemon.pass_due - daemon.pass_started < 900
+    # Whoever syncs them: `make check` compares it with the accounts of the stack.
+    assert daemon.status()["pass"]["users"] == 2
 
 
 def test_two_daemons_meet_over_one_connection(daemon: Daemon) -> None:
