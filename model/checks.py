@@ -8,9 +8,10 @@ from itertools import combinations
 from model.base import IPAddress, Problem
 from model.mail import Target
 from model.network import Network, Role
-from model.stack import Stack
+from model.stack import SESSION_MIB, Stack
 
 Check = Callable[[Stack], Iterator[Problem]]
+FEWEST_SESSIONS = 50
 
 
 def hosts_are_at_known_sites(stack: Stack) -> Iterator[Problem]:
@@ -147,6 +148,27 @@ def roles_are_placed(stack: Stack) -> Iterator[Problem]:
             yield Problem(f"hosts.{name}.roles", "webmail is served by the NGINX of a front end: add the role frontend")
     if stack.hosts_with(Role.WEBMAIL) and not stack.access.users_from:
         yield Problem("access.users_from", "names no network: then nobody gets to the web mail")
+
+
+def sessions_have_memory(stack: Stack) -> Iterator[Problem]:
+    for host in stack.hosts_with(Role.MAILDROP):
+        fitting = stack.sessions_that_fit(host)
+        if host.machine is None or fitting is None:
+            continue
+        each = f"{SESSION_MIB[stack.release_of(host)]} MiB each with Debian {stack.release_of(host)}"
+        wanted = stack.limits.imap_sessions
+        if wanted is not None and wanted > fitting:
+            yield Problem(
+                "limits.imap_sessions",
+                f"{wanted} sessions take {each}, and the {host.machine.memory} MiB of {host.name} carry {fitting}:"
+                " leave the key out, and each mailbox host allows as many as it carries, or give it more memory",
+            )
+        elif fitting < FEWEST_SESSIONS:
+            yield Problem(
+                f"hosts.{host.name}.machine.memory",
+                f"{host.machine.memory} MiB carry {fitting} IMAP sessions, {each}: too few for a mailbox host"
+                f" (at least {FEWEST_SESSIONS})",
+            )
 
 
 MTA = "Debian's one mail transport agent"
@@ -349,6 +371,7 @@ CHECKS: tuple[Check, ...] = (
     prefixes_do_not_overlap,
     roles_are_placed,
     roles_can_share_a_host,
+    sessions_have_memory,
     equal_domains_exist,
     zones_have_servers,
     the_world_can_verify_what_is_demanded,

@@ -301,9 +301,9 @@ class Limits(Frozen):
     filters together. An office may share one."""
     imap_connections: int = Field(default=50, ge=1)
     """IMAP connections of one user from one address at the same time."""
-    imap_sessions: int = Field(default=2000, ge=100, le=10000)
-    """IMAP sessions of all users at the same time, on one mailbox host: all users come to the preferred one. See
-    docs/capacity.md for the memory that they take."""
+    imap_sessions: int | None = Field(default=None, ge=50, le=10000)
+    """IMAP sessions of all users at the same time, on one mailbox host: all users come to the preferred one. Without
+    it, a machine has as many as its memory carries (docs/capacity.md), and a host that was there already 2000."""
     sieve_processes: int = Field(default=256, ge=1)
     """ManageSieve sessions of all users at the same time."""
 

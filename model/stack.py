@@ -20,6 +20,13 @@ def family(addresses: tuple[IPAddress, ...], version: int) -> IPAddress | None:
     return next((address for address in addresses if address.version == version), None)
 
 
+SESSION_MIB: Mapping[Release, float] = {12: 0.9, 13: 2.4}
+"""Memory of an IMAP session with the Dovecot of a Debian release, its TLS included: measured (docs/capacity.md)."""
+ROLE_MIB = 150
+"""Memory of a mailbox host without any session, for each of its roles."""
+FOR_MAIL = 0.9
+"""The part of a machine's memory that services may take: the rest is for the kernel, and for what files it has read."""
+
 WEB_LABELS = ("autoconfig", "autodiscover", "mta-sts")
 """Below each domain: where mail programs and other mail hosts ask for documents over HTTPS."""
 
@@ -131,6 +138,24 @@ class Stack(StackFile):
 
     def release_of(self, host: Host) -> Release:
         return host.release or self.service.release
+
+    def sessions_that_fit(self, host: Host) -> int | None:
+        """How many IMAP sessions the memory of a mailbox host carries: None where the stack does not say what it has.
+
+        In hundreds, but for the smallest machines.
+        """
+        if host.machine is None:
+            return None
+        room = FOR_MAIL * host.machine.memory - ROLE_MIB * len(host.roles)
+        fitting = int(room / SESSION_MIB[self.release_of(host)])
+        return max(0, fitting - fitting % (100 if fitting >= 100 else 10))
+
+    def imap_sessions_of(self, host: Host) -> int:
+        """How many IMAP sessions a mailbox host allows."""
+        if self.limits.imap_sessions is not None:
+            return self.limits.imap_sessions
+        fitting = self.sessions_that_fit(host)
+        return 2000 if fitting is None else min(fitting, 10000)
 
     # Names
 

@@ -48,7 +48,7 @@ OTHER_PROCESSES = 1000
 
 @dataclass(frozen=True)
 class Sessions:
-    """How many of everything a mailbox host has to have for the sessions that the stack allows."""
+    """How many of everything a mailbox host has to have for the sessions that it allows."""
 
     imap: int
     sieve: int
@@ -66,10 +66,10 @@ class Sessions:
         return self.imap + self.sieve + OTHER_PROCESSES
 
     @classmethod
-    def of(cls, stack: Stack) -> Sessions:
-        """Those of a stack."""
+    def of(cls, stack: Stack, host: Host) -> Sessions:
+        """Those of a mailbox host."""
         limits = stack.limits
-        return cls(limits.imap_sessions, limits.sieve_processes, 2 * limits.address_connections)
+        return cls(stack.imap_sessions_of(host), limits.sieve_processes, 2 * limits.address_connections)
 
 
 def _passwd_file(lines: Mapping[str, str]) -> str:

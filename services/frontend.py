@@ -63,6 +63,7 @@ def configure(stack: Stack, host: Host) -> Service:
         Stream("sieve", 4190, _servers(stack, Role.MAILDROP, maildrop.SIEVE_PROXY), everybody=False),
         *(_ways_of_webmail(stack) if host.has(Role.WEBMAIL) else ()),
     )
+    sessions = max((stack.imap_sessions_of(store) for store in stack.hosts_with(Role.MAILDROP)), default=0)
     web = {"kind": "http", "address": "127.0.0.1", "path": "/", "server_name": host.fqdn, "status": [200, 301, 302]}
     return Service(
         name="frontend",
@@ -75,7 +76,7 @@ def configure(stack: Stack, host: Host) -> Service:
             identity=identity,
             shown=identity.shown(stack, host),
             streams=streams,
-            connections=2 * (stack.limits.imap_sessions + stack.limits.sieve_processes) + OTHERS,
+            connections=2 * (sessions + stack.limits.sieve_processes) + OTHERS,
             webmail=_webmail(stack, host),
         ),
         units=(Unit("nginx.service", reload_on=("/etc/nginx/", *identity.SHOWN), sandbox=SANDBOX),),

@@ -78,7 +78,7 @@ def configure(stack: Stack, host: Host) -> Service:
                 authors=AUTHORS,
                 protected=PROTECTED,
                 addresses={account: stack.primary_address(account) for account in stack.accounts},
-                sessions=dovecot.Sessions.of(stack),
+                sessions=dovecot.Sessions.of(stack, host),
                 login_processes=dovecot.LOGIN_PROCESSES,
                 ports={"imaps": IMAPS, "imaps_proxy": IMAPS_PROXY, "sieve": SIEVE, "sieve_proxy": SIEVE_PROXY},
             ),

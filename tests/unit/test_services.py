@@ -542,6 +542,8 @@ def test_an_alias_restarts_nothing_and_a_new_account_no_scanner(keyed_config: di
 def test_all_limits_of_sessions_follow_from_one_key(config: dict[str, Any], release: int) -> None:
     config["service"]["release"] = release
     config["limits"] = {"imap_sessions": 3001, "sieve_processes": 9, "address_connections": 100}
+    for name in ("maildrop-oak", "maildrop-elm"):
+        config["hosts"][name]["machine"] = {**config["hosts"][name]["machine"], "memory": 16384}
     stack = parse("lab", "Pulumi.lab.yaml", config)
     files = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]
     text = files["/etc/dovecot/dovecot.conf"]["content"]
@@ -565,6 +567,18 @@ def test_all_limits_of_sessions_follow_from_one_key(config: dict[str, Any], rele
     (connections,) = re.findall(r"worker_connections (\d+);", nginx)
     assert int(connections) > 2 * 3010
     assert int(re.findall(r"worker_rlimit_nofile (\d+);", nginx)[0]) > int(connections)
+
+
+@pytest.mark.parametrize(("release", "memory", "sessions"), [(12, 2048, 1800), (13, 2048, 700), (13, 512, 100)])
+def test_a_mailbox_machine_allows_as_many_sessions_as_its_memory_carries(
+    config: dict[str, Any], release: int, memory: int, sessions: int
+) -> None:
+    config["service"]["release"] = release
+    machine = config["hosts"]["maildrop-oak"]["machine"]
+    config["hosts"]["maildrop-oak"]["machine"] = {**machine, "memory": memory}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    text = bundle(stack, stack.all_hosts["maildrop-oak"])["files"]["/etc/dovecot/dovecot.conf"]["content"]
+    assert re.search(rf"^service imap {{\n  process_limit = {sessions}$", text, re.MULTILINE)
 
 
 def test_connections_of_an_address_are_limited_at_every_door_but_the_web_mail_s_own(bundles: dict[str, Any]) -> None:
