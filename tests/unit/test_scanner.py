@@ -41,6 +41,7 @@ function Task:get_from(kind) return self.from[kind] end
 function Task:get_recipients() return self.recipients end
 function Task:get_from_ip() return nil end
 function Task:get_helo() return "mx.far.example" end
+function Task:get_header_full() return {} end
 function Task:get_header_raw() return self.author end
 function Task:get_raw_headers() return "From: " .. self.author .. "\\r\\n" end
 function Task:get_metric_action() return self.action end
@@ -128,7 +129,7 @@ class Scanner:
 
         symbols: dict[str, list[str]] = {"DKIM_TRACE": [f"{domain}:+" for domain in dkim]}
         symbols |= {"R_SPF_ALLOW": []} if spf else {}
-        envelope = address(f"x@{spf or 'far.example'}")
+        envelope = address(more.pop("sender", f"x@{spf or 'far.example'}"))
         task = {
             "from": {"smtp": [envelope], "mime": list(map(address, authors))},
             "symbols": symbols | more.pop("symbols", {}),
@@ -176,10 +177,16 @@ CASES = [
     ("x@other.example", "", "NA"),
     ("ben@hill.example", "far.example", "POLICY_REJECT reject"),
     ("ben@sub.hill.example", "hill.example", "POLICY_ALLOW"),
+    # The case and the dot at the end mean nothing.
+    ("ben@hill.example.", "far.example", "POLICY_REJECT reject"),
+    ("ben@Hill.EXAMPLE.", "hill.example", "POLICY_ALLOW"),
+    ("x@reject.far.example.", "Reject.far.example.", "POLICY_ALLOW"),
+    ("x@nowhere.mixed.far.example.", "", "POLICY_REJECT reject"),
     # The forwarder that the stack lets through.
     ("x@reject.far.example", "lists.far.example", "POLICY_SOFTFAIL"),
 ]
 """An author, the domain that SPF proves, and what follows from that."""
+FORGED = ("ben@hill.example", "ben@hill.example.")
 
 
 @pytest.mark.parametrize(("author", "proved", "wanted"), CASES)
@@ -187,7 +194,7 @@ def test_an_author_is_judged_as_the_domain_asks(scanner: Scanner, author: str, p
     task = scanner.judge(scanner.mail(author, spf=proved))
     assert verdict(task) == wanted
     # An author of ours is told of apart.
-    assert ("this mail is not from ben@" in (task.words or "")) == (author == "ben@hill.example")
+    assert ("this mail is not from ben@" in (task.words or "")) == (author in FORGED)
     if proved:
         signed = scanner.judge(scanner.mail(author, dkim=[proved]))
         assert verdict(signed) == ("POLICY_ALLOW" if "strict" in author else wanted)
@@ -293,8 +300,11 @@ TWO = [
     f"<{BOB};{BEN}>",
     f"Bob <{BEN} <{BOB}>>",
     f"{BOB} ({BEN}",
+    f"<{BOB}> <{BEN}>",
+    f"Bob <{BOB}> Ben <{BEN}>",
+    f"Bob <{BOB}> {BEN}",
 ]
-"""In each rspamd (3.4 and 3.12) sees one author, the first or the last or both in one, and a reader may see another."""
+"""In each rspamd (3.4 and 3.12) sees one author, the first or the last or both in one, or two; readers see others."""
 
 
 @pytest.mark.parametrize("author", ONE)
@@ -303,18 +313,37 @@ def test_a_strange_way_to_write_one_author_is_taken(scanner: Scanner, author: st
     assert task.result is None
 
 
+@pytest.mark.parametrize("seen", [(BOB,), (BOB, BEN)])
 @pytest.mark.parametrize("author", TWO)
-def test_two_addresses_without_a_comma_are_refused(scanner: Scanner, author: str) -> None:
-    task = scanner.run("NO_ONE_AUTHOR_FIELD", scanner.mail(BOB, author=author))
+def test_two_addresses_without_a_comma_are_refused(scanner: Scanner, author: str, seen: tuple[str, ...]) -> None:
+    task = scanner.run("NO_ONE_AUTHOR_FIELD", scanner.mail(*seen, author=author))
     assert task.result == "reject" and "one From header" in task.words
 
 
-@pytest.mark.parametrize(
-    "author", [f"{BOB}, {BEN}", f"Bob <{BOB}> <{BEN}>", f"{BOB},Ben <{BEN}>", f"Bob <{BOB}> {BEN}"]
-)
+@pytest.mark.parametrize("user", [None, "ben"])
+@pytest.mark.parametrize("domain", [".", "a.example..", "a..example", ".a.example", "[192.0.2.1]", "höhe.example"])
+def test_an_author_in_what_is_no_domain_is_refused(scanner: Scanner, domain: str, user: str | None) -> None:
+    task = scanner.run("NO_ONE_AUTHOR_FIELD", scanner.mail(f"ben@{domain}", user=user))
+    assert task.result == "reject"
+
+
+@pytest.mark.parametrize("author", [f"{BOB}, {BEN}", f"{BOB},Ben <{BEN}>", f"Bob <{BOB}>,\r\n <{BEN}>,"])
 def test_two_authors_are_taken_where_both_are_looked_at(scanner: Scanner, author: str) -> None:
     task = scanner.run("NO_ONE_AUTHOR_FIELD", scanner.mail(BOB, BEN, author=author))
     assert task.result is None
+
+
+@pytest.mark.parametrize("form", ["{}", "{}."])
+def test_capitals_and_a_dot_at_the_end_change_neither_who_may_write_nor_who_is_kept_out(
+    scanner: Scanner, form: str
+) -> None:
+    own, other, foe = map(form.format, ("Ben+x@Hill.Example", "Ann@Hill.Example", "Foe@Far.Example"))
+    assert scanner.run("FROM_OF_ANOTHER", scanner.mail(own, sender=own, user="ben")).result is None
+    assert scanner.run("FROM_OF_ANOTHER", scanner.mail(other, sender=own, user="ben")).result == "reject"
+    assert scanner.run("FROM_OF_ANOTHER", scanner.mail(own, sender=other, user="ben")).result == "reject"
+    for sender, author in ((foe, BOB), (BOB, foe), (BOB, form.format("x@Sub.Pest.Example"))):
+        assert scanner.run("DENIED_SENDER", scanner.mail(author, sender=sender)).result == "reject"
+    assert scanner.run("DENIED_SENDER", scanner.mail(other, sender=other)).result is None
 
 
 @pytest.mark.parametrize("part", ["(", "()", '"', ",", "<", '("', "\\", ">", "a@", "<@", "< @a:"])
@@ -352,7 +381,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("recipient", ["partner@hill.example", *OWN])
+@pytest.mark.parametrize("recipient", ["partner@hill.example", "Partner+x@HILL.example.", *OWN])
 def test_spam_does_not_leave_by_an_address_that_leads_elsewhere(
     scanner: Scanner, postmaster_abroad: Scanner, recipient: str
 ) -> None:

@@ -5,6 +5,13 @@ local function list(name, kind, description)
   return rspamd_config:add_map({ url = "/etc/rspamd/posthorn-" .. name, type = kind, description = description })
 end
 
+-- An address or a domain as lists have it and as others write it, without what means nothing in a domain: the case, and the dot at
+-- the end (RFC 1034 section 3.1). Names that are not ASCII are compared as the DNS has them (xn--): NO_ONE_AUTHOR_FIELD refuses
+-- other authors, and Postfix other addresses. Local parts have no case here.
+local function folded(name)
+  return (name:lower():gsub("%.$", ""))
+end
+
 -- What a user's filter says or sends on comes from a mailbox host, which names the user in a header (templates/maildrop,
 -- filter-mail). It is held to the same rules and limits as what that user submits. Before all else: limits ask for the user.
 local mailbox_hosts = list("mailbox-hosts", "radix", "hosts that name the user whose filter a mail is of")
@@ -74,14 +81,25 @@ rspamd_config:register_symbol({
     end
     local is_good = count == 1 and #authors > 0 and #authors <= MOST
     if is_good then
-      -- Two addresses without a comma between them (a@x b@y, a@x@y) are one author, of whom rspamd and readers know different ones.
-      local _, addresses = bare(task:get_header_raw("From") or ""):gsub("@", "")
-      is_good = addresses == #authors
+      -- Two addresses without a comma between them (a@x b@y, a@x@y, <a@x> <b@y>) have no reading that all share: rspamd, mail
+      -- programs and other hosts each know another one of them, or both.
+      local addresses = 0
+      local text = bare(task:get_header_raw("From") or ""):gsub("<[^>]*", function(angled)
+        return (angled:gsub(",", ""))
+      end)
+      for part in text:gmatch("[^,]+") do
+        local _, found = part:gsub("@", "")
+        is_good = is_good and found < 2
+        addresses = addresses + found
+      end
+      is_good = is_good and addresses == #authors
     end
     for _, author in ipairs(authors) do
       -- What rspamd makes of a group (RFC 6854) is no domain: nobody could say whose mail it is. Nor are letters outside ASCII
-      -- (RFC 6532 wants SMTPUTF8, which no host offers): the DNS takes some of them for dots, and the tree walk does not.
-      is_good = is_good and author.domain:match("^[%w._-]+$")
+      -- (RFC 6532 wants SMTPUTF8, which no host offers): the DNS takes some of them for dots, and the tree walk does not. Nor is
+      -- anything between two dots, or before the first.
+      local labels = "." .. folded(author.domain) .. "."
+      is_good = is_good and labels:match("^[%w._-]+$") and not labels:find("..", 1, true)
     end
     if not is_good then
       local words = "a mail has one From header, with the addresses of its authors (RFC 5322 section 3.6)"
@@ -96,11 +114,12 @@ rspamd_config:register_symbol({
 local owners = list("senders", "map", "users and the addresses that they may write as")
 
 local function addresses_of(user)
-  local name = user:lower():gsub("@.*$", "")
+  local name = folded(user):gsub("@.*$", "")
   return owners:get_key(name)
 end
 
 local function may(user, address)
+  address = folded(address)
   local addresses = addresses_of(user) or ""
   local domain = address:match("@.*$") or ""
   local plain = address:gsub("%+[^@]*@", "@")
@@ -124,7 +143,7 @@ rspamd_config:register_symbol({
     end
     for _, kind in ipairs(kinds) do
       for _, author in ipairs(task:get_from(kind) or {}) do
-        if author.addr ~= "" and not may(user, author.addr:lower()) then
+        if author.addr ~= "" and not may(user, author.addr) then
           local words = string.format("%s may not write as %s", user, author.addr)
           task:set_pre_result("reject", words, "posthorn")
           return
@@ -137,7 +156,7 @@ rspamd_config:register_symbol({
     for _, name in ipairs({ "Sender", "Resent-From", "Resent-Sender" }) do
       for _, header in ipairs(task:get_header_full(name) or {}) do
         for _, sender in ipairs(util.parse_mail_address(header.decoded, task:get_mempool()) or { { addr = "" } }) do
-          if not may(user, sender.addr:lower()) then
+          if not may(user, sender.addr) then
             local words = string.format("%s may not write as %s (%s)", user, sender.addr, name)
             task:set_pre_result("reject", words, "posthorn")
             return
@@ -156,6 +175,7 @@ local allowed_senders = list("allowed-senders", "set", "authors whose mail passe
 local denied_senders = list("denied-senders", "set", "senders from whom nothing is taken")
 
 local function names(senders, address)
+  address = folded(address)
   if senders:get_key(address) then
     return true
   end
@@ -178,7 +198,7 @@ rspamd_config:register_symbol({
     end
     for _, kind in ipairs({ "smtp", "mime" }) do
       for _, sender in ipairs(task:get_from(kind) or {}) do
-        if names(denied_senders, sender.addr:lower()) then
+        if names(denied_senders, sender.addr) then
           task:set_pre_result("reject", string.format("no mail of %s is taken here", sender.addr), "posthorn")
           return
         end
@@ -198,7 +218,7 @@ rspamd_config:register_symbol({
       return
     end
     for _, author in ipairs(task:get_from("mime") or {}) do
-      if names(domains, author.addr:lower()) then
+      if names(domains, author.addr) then
         return
       end
     end
@@ -314,13 +334,13 @@ local function proved(task)
     local sender = (task:get_from("smtp") or {})[1]
     -- Without a sender SPF is about the greeting (RFC 7208 section 2.4).
     local domain = sender and sender.domain ~= "" and sender.domain or task:get_helo() or ""
-    table.insert(found, { name = domain:lower(), mode = "aspf" })
+    table.insert(found, { name = folded(domain), mode = "aspf" })
   end
   for _, trace in ipairs(task:get_symbol("DKIM_TRACE") or {}) do
     for _, signer in ipairs(trace.options or {}) do
       local domain = signer:match("^(.*):%+$")
       if domain then
-        table.insert(found, { name = domain:lower(), mode = "adkim" })
+        table.insert(found, { name = folded(domain), mode = "adkim" })
       end
     end
   end
@@ -385,9 +405,8 @@ local function check_sent_on(task, authors, seen)
     end
   end
   for _, author in ipairs(authors) do
-    local address = author.addr:lower()
-    if names(domains, address) and not may(task:get_user(), address) then
-      if is_proved(author.domain:lower(), by, {}, seen) then
+    if names(domains, author.addr) and not may(task:get_user(), author.addr) then
+      if is_proved(folded(author.domain), by, {}, seen) then
         -- As it was when its author sent it.
       elseif task:has_symbol("R_DKIM_TEMPFAIL") then
         return later(task, author.domain)
@@ -406,7 +425,7 @@ local function check_authors(task)
   end
   local by, worst, doubtful, is_allowed = proved(task), nil, nil, #authors > 0
   for _, author in ipairs(authors) do
-    local domain, address = author.domain:lower(), author.addr:lower()
+    local domain = folded(author.domain)
     local verdict = done[domain]
     if not verdict then
       local home, tags = organization(domain, seen)
@@ -426,13 +445,13 @@ local function check_authors(task)
         worst = verdict
       end
     end
-    is_allowed = is_allowed and verdict.proved and names(allowed_senders, address)
+    is_allowed = is_allowed and verdict.proved and names(allowed_senders, author.addr)
     if doubtful then
       return later(task, doubtful)
     end
     -- A mail that an alias sends on gets an envelope sender of ours, with which a forged author of ours would pass DMARC
     -- everywhere. Who is let in by word gets nothing by it here.
-    if verdict.says ~= "none" and names(domains, address) then
+    if verdict.says ~= "none" and names(domains, author.addr) then
       local words = string.format("this mail is not from %s (RFC 9989)", author.addr)
       task:insert_result(SYMBOLS[verdict.says], 1.0, domain .. " : not proved", verdict.says)
       task:set_pre_result("reject", words, "posthorn")
@@ -491,6 +510,7 @@ rspamd_config:register_dependency("DMARC_CHECK", "R_DKIM_ALLOW")
 local elsewhere = list("elsewhere", "map", "addresses whose mail leaves the stack")
 
 local function leads_elsewhere(address)
+  address = folded(address)
   -- An MX knows its own addresses in brackets by the local part alone (virtual(5)).
   local plain = address:gsub("%+[^@]*@", "@"):gsub("@%[.*%]$", "")
   local leads = elsewhere:get_key(address) or elsewhere:get_key(plain) or elsewhere:get_key(address:match("@.*$") or "")
@@ -502,7 +522,7 @@ rspamd_config:register_symbol({
   type = "postfilter",
   callback = function(task)
     for _, recipient in ipairs(not task:get_user() and task:get_recipients("smtp") or {}) do
-      if leads_elsewhere(recipient.addr:lower()) then
+      if leads_elsewhere(recipient.addr) then
         local words
         local action = task:get_metric_action()
         if action == "add header" or action == "rewrite subject" then
@@ -511,7 +531,7 @@ rspamd_config:register_symbol({
           local sender = (task:get_from("smtp") or {})[1]
           words = sender and sender.addr .. " is not proved to have sent this mail"
           for _, proof in ipairs(proved(task)) do
-            if proof.name == sender.domain:lower() or task:has_symbol("DMARC_POLICY_ALLOW") then
+            if proof.name == folded(sender.domain) or task:has_symbol("DMARC_POLICY_ALLOW") then
               words = nil
             end
           end
