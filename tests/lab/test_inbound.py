@@ -259,6 +259,8 @@ PLACES_OF = {
     "whoever@dale.example": ("ben",),
     "who.ever+x@dale.example": ("ben",),
     "ann@dale.example": ("ann",),
+    # Without a domain (RFC 5321 section 4.5.1).
+    "Postmaster": ("ann",),
     **{f"{name}@{domain}.example": ("ann",) for name in ("postmaster", "abuse") for domain in ("hill", "dale", "moor")},
 }
 

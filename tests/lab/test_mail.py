@@ -170,6 +170,17 @@ def test_a_wrong_password_is_refused(lab: Lab) -> None:
 def test_whoever_did_not_log_in_sends_nothing(lab: Lab) -> None:
     said = submission(lab, **{"from": "ann@hill.example"}, recipients=["bob@far.example"])
     assert said["rcpt"][0] >= 500, said
+    # At RCPT, Postfix takes this recipient from everybody.
+    for author in ("bob@far.example", "ann@hill.example"):
+        text = mail(sender=author, to="postmaster")
+        said = submission(lab, **{"from": author}, recipients=["Postmaster"], data=text)
+        assert said["rcpt"][0] == 250 and said["end"][0] == 554 and "Access denied" in said["end"][1], said
+
+
+def test_a_user_reaches_the_postmaster_without_a_domain(lab: Lab) -> None:
+    text = mail(sender="ben@hill.example", to="Postmaster")
+    said = submission(lab, user="ben", **{"from": "ben@hill.example"}, recipients=["Postmaster"], data=text)
+    assert said["end"][0] == 250 and in_mailbox(lab, "ann", id_of(text)), said
 
 
 @pytest.mark.parametrize("sender", ["ben@hill.example", "president@far.example"])

@@ -46,6 +46,15 @@ def test_nothing_is_smuggled_and_only_loopback_is_trusted(files: dict[str, dict[
     assert settings["mynetworks"] == "127.0.0.0/8 [::1]/128"
 
 
+def test_a_recipient_whom_postfix_takes_from_everybody_lets_nobody_in_at_submission(
+    files: dict[str, dict[str, str]],
+) -> None:
+    settings = main_cf(files, "smtp-out-elm")
+    assert settings["smtpd_client_restrictions"] == "permit_sasl_authenticated, reject"
+    # After the data too: for "postmaster" without a domain, nothing is asked at RCPT.
+    assert settings["smtpd_end_of_data_restrictions"] == "$smtpd_client_restrictions"
+
+
 @pytest.mark.parametrize("host", POSTFIX)
 def test_a_moment_without_the_next_host_costs_a_mail_less_than_a_minute(
     files: dict[str, dict[str, str]], host: str
