@@ -73,7 +73,7 @@ STAND_INS: dict[str, Any] = {
         }
     },
     "domains": {"*": {}},
-    "accounts": {"*": {"password": f"{{BLF-CRYPT}}{UNSAID}"}},
+    "accounts": {"*": {"password": "{BLF-CRYPT}!"}},
     "machine_users": {"*": {"password": UNSAID, "mail_from": f"{UNSAID}.invalid"}},
     "access": {"ssh_from": ["192.0.2.0/24"]},
     "dns": {"servers": {"*": {"address": "192.0.2.3", "key": UNSAID}}},

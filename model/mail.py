@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, Field
 
 from model.base import (
     Frozen,
@@ -18,7 +17,7 @@ from model.base import (
     _own_local_part,
     matching,
 )
-from model.keys import PLACEHOLDER
+from model.passwords import Password, PasswordHash
 
 CATCH_ALL = "*"
 DISCARD = "/dev/null"
@@ -77,54 +76,6 @@ SpfTerm = Annotated[
     ),
 ]
 """A mechanism that lets another sender pass (RFC 7208 section 5)."""
-Secret = SecretStr
-HASHED_BYTES = 72
-"""What bcrypt hashes of a password, and no more."""
-
-
-SCHEMES = (
-    "ARGON2ID",
-    "ARGON2I",
-    "BLF-CRYPT",
-    "SHA512-CRYPT",
-    "SHA256-CRYPT",
-    "SCRAM-SHA-256",
-    "PBKDF2",
-    "SSHA512",
-    "SSHA256",
-)
-"""Salted hashes of today that Dovecot 2.3 and 2.4 both verify; what 2.4 calls weak, it refuses to."""
-_HASH = re.compile(rf"\{{({'|'.join(SCHEMES)})\}}[^\s:]+", re.IGNORECASE)
-
-
-def _hash(value: SecretStr) -> SecretStr:
-    """A password hash in Dovecot's notation, which a passwd-file can hold. The message never shows it."""
-    text = value.get_secret_value()
-    if text != PLACEHOLDER and not _HASH.fullmatch(text):
-        *others, last = (f"{{{scheme}}}" for scheme in SCHEMES)
-        listed = f"{', '.join(others)} or {last}"
-        raise ValueError(f"must be a hash: put here what make password prints (it may begin with {listed})")
-    return value
-
-
-PasswordHash = Annotated[SecretStr, AfterValidator(_hash)]
-
-
-def _one_line(value: SecretStr) -> SecretStr:
-    """A password that a line of a file can hold. The message never shows it."""
-    text = value.get_secret_value()
-    if not text or text != text.strip() or not text.isprintable():
-        raise ValueError("must be one line, without spaces at its ends: a longer one would say more than a password")
-    return value
-
-
-def _can_be_hashed(password: SecretStr) -> SecretStr:
-    if len(password.get_secret_value().encode()) > HASHED_BYTES:
-        raise ValueError(f"has more than {HASHED_BYTES} bytes: bcrypt hashes no more")
-    return password
-
-
-Password = Annotated[SecretStr, AfterValidator(_one_line), AfterValidator(_can_be_hashed)]
 
 
 class Domain(Frozen):

@@ -21,6 +21,7 @@ from tests.lab.conftest import Lab
 from tests.lab.steps import MX, eventually, forget, id_of, in_mailbox, log, mail, on, submission, waiting
 from tests.lab.test_check import found
 from tests.unit.test_names import ALIAS, LOCAL_PARTS, taken
+from tests.unit.test_passwords import OF_DOVECOT, OF_OTHERS
 
 NAME, ADDRESS, PASSWORD = "john.d_oe-2", "doe@dale.example", "a lab's secret"
 MAILDROP_ADDRESS = f"{NAME}+shop@maildrop.net.hill.example"
@@ -135,3 +136,17 @@ def test_users_log_in_by_addresses_with_other_letters(lab: Lab, host: str) -> No
         assert lab.run(host, "doveadm", "auth", "test", "x@bücher.example", "no").returncode != 0
     finally:
         lab.run(host, "sh", "-c", f"cat >{dovecot.LOGINS}", text=before)
+
+
+def test_hashes_that_a_stack_file_may_have_let_their_users_in(lab: Lab) -> None:
+    before = lab.run("maildrop-oak", "cat", dovecot.LOGINS).stdout
+    lines = {f"user{number}": made for number, made in enumerate((*OF_DOVECOT, *OF_OTHERS))}
+    added = "".join(f"{name}:{made}\n" for name, made in lines.items())
+    lab.run("maildrop-oak", "sh", "-c", f"cat >{dovecot.LOGINS}", text=before + added)
+    try:
+        each = 'for name in "$@"; do doveadm auth test "$name" "correct horse" || exit; done'
+        done = lab.run("maildrop-oak", "sh", "-c", each, "sh", *lines)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        forgotten = f"cat >{dovecot.LOGINS} && doveadm auth cache flush"
+        assert lab.run("maildrop-oak", "sh", "-c", forgotten, text=before).returncode == 0
