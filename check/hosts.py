@@ -26,6 +26,8 @@ RENEWAL_LATE, RENEWAL_FAILURES = 6 * HOUR, 6
 """The host retries later and later, and fails for the seventh time after 21 hours: what passes sooner is no trouble."""
 GUESSES = 100
 """Wrong passwords in a day, of an account or a client, that no person types."""
+RETURNED = 5
+"""So many ways that lead abroad are named on a host."""
 LEARNT = 200
 """min_learns of rspamd's statistics, as it comes."""
 LISTS_DAYS = 4
@@ -189,6 +191,32 @@ def _queue(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
         yield place.good(said if count else "no mail waits")
 
 
+def _returned(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
+    """What was sent on and came back: its sender was told, and its reader here hears nothing of it."""
+    told: dict[str, tuple[int, str]] = {}
+    for way, by, to, count, said in report["returned"]:
+        who = f"a filter of {by}" if way == "filter" else " and ".join(_leading_to(stack, to)[:3]) or "a former alias"
+        told[f"{who} to {to}"] = (count, said)
+    if told:
+        total = sum(count for count, _ in told.values())
+        ways = [f'{way} ({count}: "{said}")' for way, (count, said) in list(told.items())[:RETURNED]]
+        advice = (
+            "ask those who read there, or their postmaster, to take what comes from here, or let the alias or filter"
+            f" lead to an account: make trace STACK={stack.name} WHAT=ADDRESS shows each mail"
+        )
+        yield place.better(f"of what was sent on, {total} came back in 24 hours: from {'; '.join(ways)}", advice)
+
+
+def _leading_to(stack: Stack, address: str) -> list[str]:
+    """The addresses of the stack's domains that lead to one elsewhere."""
+    return [
+        f"{local}@{domain}"
+        for domain in stack.domains
+        for local, targets in stack.resolved_aliases(domain).items()
+        if any(target.address == address.lower() for target in targets)
+    ]
+
+
 def _lessons(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     for scanner, waiting in report["lessons"].items():
         said = f"{waiting['count']} lessons for {scanner} wait, the oldest for {age(waiting['oldest'])}"
@@ -251,6 +279,7 @@ JUDGES: Mapping[str, Callable[[Stack, Host, Place, Report], Findings]] = {
     "drift": _drift,
     "health": _health,
     "queue": _queue,
+    "returned": _returned,
     "lessons": _lessons,
     "packages": _packages,
     "renewal": _renewal,

@@ -249,6 +249,77 @@ def queue(task: Task) -> Any:
     return {"count": dict(count), "oldest": age, "reasons": reasons.most_common(2)}
 
 
+FORWARDING = {"postfix/forward/smtpd": "alias", "postfix/redirected/smtpd": "filter"}
+"""By which ways Postfix takes what is sent on: of aliases an MX from itself, of users' filters smtp-out."""
+TELLING = ("postfix/qmgr", "postfix/smtp", "postfix/out/smtp", "postfix/error", "postfix/bounce")
+RETURNED = 100
+"""So many of a day's bounces are looked at."""
+
+
+def returned(task: Task) -> Any:
+    """Mails that were sent on, of which a bounce of the last day says that they did not arrive: by what, whose filter
+    that was (its sender; nobody for an alias), to whom, how many, and what the other side said last.
+
+    None where there is no Postfix. Where there were no bounces, nothing else is searched for.
+    """
+    if not os.path.exists("/etc/postfix/main.cf"):
+        return None
+    search = ("journalctl", "--quiet", "--output=json", "--output-fields=SYSLOG_IDENTIFIER,MESSAGE")
+    notices = (*search, "--since=-24h", "-n", str(RETURNED), "-t", "postfix/bounce", "-g", ": sender non-delivery")
+    told = {mail for _, mail, _ in _of_mails(found(*notices))}
+    if not told:
+        return []
+    names = (part for name in (*FORWARDING, *TELLING) for part in ("-t", name))
+    # A mail waits five days at most.
+    lines = (*search, "--since=-6d", "-n", JOURNAL_LINES, *names, "-g", f"^({'|'.join(sorted(told))}): ")
+    return _returned(_of_mails(found(*lines)))
+
+
+def _of_mails(text: str) -> list[tuple[str, str, str]]:
+    """Lines of a journal about mails, in order: who said what of which queue ID."""
+    entries = []
+    for line in text.splitlines():
+        entry = json.loads(line)
+        message = entry.get("MESSAGE") or ""
+        # What is not text comes as numbers (systemd.journal-fields(7)). It may be a stranger's, and goes to a terminal.
+        said = message if isinstance(message, str) else bytes(message).decode(errors="replace")
+        said = "".join(letter if letter.isprintable() else "?" for letter in said)
+        if about := re.match(r"([0-9A-Za-z]{6,20}): (.*)", said):
+            at = int(entry["__REALTIME_TIMESTAMP"])
+            entries.append((at, str(entry.get("SYSLOG_IDENTIFIER", "")), about[1], about[2]))
+    return [entry[1:] for entry in sorted(entries, key=lambda entry: entry[0])]
+
+
+def _returned(lines: list[tuple[str, str, str]]) -> Any:
+    by_whom: Counter[tuple[str, str, str]] = Counter()
+    last: dict[tuple[str, str, str], str] = {}
+    # By queue ID: its way, its sender, and of each recipient whether that is final, and the words.
+    under_way: dict[str, tuple[str, str, dict[str, tuple[bool, str]]]] = {}
+    for who, mail, text in lines:
+        if text.startswith("client=") and who in FORWARDING:
+            under_way[mail] = (FORWARDING[who], "", {})
+        elif text == "removed":
+            # Its queue ID may come again, for any other mail.
+            under_way.pop(mail, None)
+        elif mail in under_way:
+            way, sender, recipients = under_way[mail]
+            if who == "postfix/qmgr" and (begins := re.match(r"from=<(.*)>, size=", text)):
+                under_way[mail] = (way, begins[1], recipients)
+            elif result := re.match(r"to=<(.*?)>, .*?\bstatus=(\w+) \((.*)\)$", text):
+                recipients[result[1]] = (result[2] == "bounced", result[3])
+                if result[2] == "sent":
+                    del recipients[result[1]]
+            elif text.startswith("sender non-delivery notification"):
+                # Whoever was not refused waits still; where nobody was, the time was over for all.
+                refused = {to: said for to, (is_final, said) in recipients.items() if is_final}
+                for to, said in (refused or {to: said for to, (_, said) in recipients.items()}).items():
+                    key = (way, sender if way == "filter" else "", to)
+                    by_whom[key] += 1
+                    last[key] = re.sub(r"^.*? said: | \(in reply to [^()]*\)$", "", said)[:160]
+                recipients.clear()
+    return [[*key, count, last[key]] for key, count in by_whom.most_common(20)]
+
+
 def lessons(task: Task) -> Any:
     """What users taught, and has not reached each scanner yet."""
     found = {}
@@ -348,6 +419,7 @@ LOOKS: dict[str, Callable[[Task], Any]] = {
     "drift": drift,
     "health": health,
     "queue": queue,
+    "returned": returned,
     "lessons": lessons,
     "scanner": scanner,
     "mailboxes": mailboxes,
