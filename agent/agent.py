@@ -1187,8 +1187,11 @@ def _units(change: Change) -> None:
         run("systemctl", "stop", *change.mask)
     if change.retire:
         run("systemctl", "disable", "--now", "--quiet", *change.retire)
-    # Without a word to the old init scripts, which would reload systemd once for each.
-    systemctl("enable", change.enable, "--no-reload", of=of)
+    if change.enable:
+        # Without a word to the old init scripts, which would reload systemd once for each.
+        systemctl("enable", change.enable, "--no-reload", of=of)
+        # Until it reads them again, systemd 257 says of every unit that its files have changed (NeedDaemonReload).
+        run("systemctl", "daemon-reload")
     systemctl("restart", change.restart, of=of)
     # Started, not restarted: a unit may pull another along, which a second word would end while it starts.
     systemctl("start", change.start, of=of)

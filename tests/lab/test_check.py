@@ -217,6 +217,8 @@ def test_nothing_else_is_called_wrong(broken: dict[str, Any]) -> None:
         "-ash",
     )
     assert [line for line in bad(broken) if not any(word in line for word in known)] == []
+    # Also of the hosts above: whatever was pushed is what runs.
+    assert not says(broken, "has not taken up its present files")
 
 
 def test_what_was_changed_on_a_host_is_put_right_by_what_the_check_advises(lab: Lab, broken: dict[str, Any]) -> None:

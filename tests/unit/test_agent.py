@@ -172,6 +172,9 @@ class Host:
             words = [word for word in command[1:] if not word.startswith("--")]
             self.commands.append(" ".join(words))
             self._do(words[0], words[1:], now="--now" in command)
+            if "--no-reload" in command:
+                for state in self.units.values():
+                    state["NeedDaemonReload"] = "yes"
         return subprocess.CompletedProcess(command, 0, said, "")
 
     def _state(self, unit: str) -> dict[str, str]:
@@ -224,6 +227,12 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], str | None])
 def test_what_starts_others_is_started_after_what_these_wait_for(host: Host) -> None:
     agent.apply(host.bundle({"a": "x"}, {"certificate.timer": ["a"], "learn.path": ["a"], "unbound.service": ["a"]}))
     assert "start unbound.service certificate.timer learn.path" in host.commands
+
+
+def test_no_unit_waits_for_systemd_after_the_first_push(host: Host) -> None:
+    agent.apply(host.bundle({"a": "x"}, {"nginx.service": ["a"], "unbound.service": ["a"]}))
+    assert {state["NeedDaemonReload"] for state in host.units.values()} == {"no"}
+    assert host.units["nginx.service"]["UnitFileState"] == "enabled"
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_change_leaves_the_old_files(host: Host) -> None:
