@@ -110,6 +110,46 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def folder_at(path: Path) -> Iterator[tuple[int, bool]]:
+    """A folder by its descriptor, and whether it was made here, with all that was missing on the way.
+
+    A symbolic link on the way is followed where root alone could have put it: whoever owns a folder could lead root to
+    another's. Raises `Failed` for one that somebody else may have put, and for what is no folder.
+    """
+    flags, is_new = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, False
+    here = os.open("/", flags)
+    try:
+        for name in path.parts[1:]:
+            try:
+                if is_new := not _is_there(name, here):
+                    os.mkdir(name, 0o755, dir_fd=here)
+                there = os.open(name, flags | os.O_NOFOLLOW, dir_fd=here)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    with naming(path):
+                        raise
+                around = os.fstat(here)
+                if around.st_uid != 0 or around.st_mode & 0o022:
+                    owner = f"user {around.st_uid}, or whoever else may write beside it, may have put it"
+                    raise Failed(f"{path}: {name} is no folder; {owner}: look at it, and remove it") from None
+                with naming(path):
+                    there = os.open(name, flags, dir_fd=here)
+            os.close(here)
+            here = there
+        yield here, is_new
+    finally:
+        os.close(here)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def beside(path: Path) -> Path:
     """The name of what is about to take a file's place: always the same, so that no litter is left by a run's end."""
     return path.with_name(f".{path.name}.push")
@@ -193,8 +233,21 @@ class State:
     def __init__(self) -> None:
         self.path = HOME / "state.json"
         self.values: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            self.values = json.loads(self.path.read_text())
+        with contextlib.suppress(FileNotFoundError):
+            self.values = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        """What the file says. Raises `Failed` where it is damaged: without it, former files would stay unknown."""
+        values: Any = None
+        with contextlib.suppress(ValueError):
+            values = json.loads(self.path.read_bytes())
+        if not _is_note(values):
+            raise Failed(
+                f"{self.path} is damaged, and nothing was changed. It says which files are the stack's, and what a push"
+                " replaces. Put it back from a copy of this host; else move it away: the next push puts all that the"
+                " stack has, and leaves what only former pushes put"
+            )
+        return dict(values)
 
     def get(self, key: str) -> dict[str, Any]:
         value: dict[str, Any] = self.values.setdefault(key, {})
@@ -227,6 +280,17 @@ class State:
         self.save(values)
         sync(HOME)
 
+    def forget_lost(self) -> list[str]:
+        """Takes those paths out of what is to be undone whose former file is not kept any more. Returns them."""
+        kept, paths = HOME / "undo", self.values["undo"]["paths"]
+        lost = [path for path, name in paths.items() if isinstance(name, str) and not os.path.lexists(kept / name)]
+        if lost:
+            values = json.loads(json.dumps(self.values))
+            for path in lost:
+                del values["undo"]["paths"][path]
+            self.save(values)
+        return lost
+
     def settle(self, path: str) -> None:
         """Takes one path out of what is to be undone: it stays, whatever becomes of this push."""
         values = json.loads(json.dumps(self.values))
@@ -249,6 +313,19 @@ class State:
     def save(self, values: dict[str, Any]) -> None:
         write(self.path, json.dumps(values, indent=1, sort_keys=True).encode(), 0o600, 0, 0)
         self.values = values
+
+
+def _is_note(values: Any) -> bool:
+    """Whether values have the form of `State`."""
+
+    def has(value: Any, *keys: str) -> bool:
+        return isinstance(value, dict) and all(isinstance(value.get(key), dict) for key in keys)
+
+    if not isinstance(values, dict) or not all(
+        isinstance(values.get(k, {}), dict) for k in ("files", "compiled", "units")
+    ):
+        return False
+    return values.get("undo") is None or has(values["undo"], "paths", "units", "known")
 
 
 def _former(path: Path, kept: Path) -> dict[str, int] | str | None:
@@ -275,9 +352,10 @@ def put_back(paths: dict[str, Any]) -> list[str]:
             elif isinstance(former, str):
                 _put_file_back(path, HOME / "undo" / former)
             elif path.is_dir():
-                os.chown(path, former["owner"], former["group"])
-                os.chmod(path, former["mode"])
-        except OSError as error:
+                with folder_at(path) as (folder, _):
+                    os.fchown(folder, former["owner"], former["group"])
+                    os.fchmod(folder, former["mode"])
+        except (OSError, Failed) as error:
             stuck.append(str(error))
     return stuck
 
@@ -560,30 +638,29 @@ def _write_owners(record: Path, values: dict[str, Any]) -> None:
 
 def _change_hands(path: Path, user: Callable[[int], int], group: Callable[[int], int]) -> None:
     """Gives a folder and all that is in it to other owners, where these differ."""
-    for folder, folders, files in os.walk(path):
-        for item in (folder, *(os.path.join(folder, name) for name in (*folders, *files))):
-            status = os.lstat(item)
+    for _, folders, files, here in os.fwalk(path):
+        for name in (".", *folders, *files):
+            status = os.lstat(name, dir_fd=here)
             owner = user(status.st_uid), group(status.st_gid)
             if owner != (status.st_uid, status.st_gid):
-                os.lchown(item, *owner)
+                os.chown(name, *owner, dir_fd=here, follow_symlinks=False)
 
 
 def make_directories(directories: dict[str, Any], state: State) -> list[str]:
     """Makes folders, and gives those that are there their owners and modes. Returns the paths of the latter."""
     wrong = {}
     for path, wanted in directories.items():
-        folder = Path(path)
-        is_new = not folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
-        status = folder.stat()
+        with folder_at(Path(path)) as (folder, is_new):
+            status = os.fstat(folder)
         right = (user_id(wanted["owner"]), group_id(wanted["group"]), int(wanted["mode"], 8))
         if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != right:
             wrong[path] = (right, is_new)
     if changed := [path for path, (_, is_new) in wrong.items() if not is_new]:
         state.keep(changed)
     for path, ((owner, group, mode), _) in wrong.items():
-        os.chown(path, owner, group)
-        os.chmod(path, mode)
+        with folder_at(Path(path)) as (folder, _):
+            os.fchown(folder, owner, group)
+            os.fchmod(folder, mode)
     return changed
 
 
@@ -1259,6 +1336,9 @@ def _recover(state: State) -> None:
         shutil.rmtree(HOME / "undo", ignore_errors=True)
         return
     say("an earlier run on this host was cut: what it changed is put back first")
+    if lost := state.forget_lost():
+        # Somebody, or a repair of the file system, removed it: nothing but this push can say what belongs there.
+        say(f"what stood there before is lost, and is not put back: {', '.join(lost)}")
     stuck, *_ = take_back(state, leaving=state.undo["known"])
     if stuck:
         raise Failed(

@@ -29,7 +29,7 @@ class Disk:
         self.folder, self.owners = folder, dict[str, tuple[int, int]]()
         self.changes_left = 10**9
         monkeypatch.setattr(os, "lstat", self._lstat)
-        monkeypatch.setattr(os, "lchown", self._lchown)
+        monkeypatch.setattr(os, "chown", self._chown)
         monkeypatch.setattr(os, "fchown", lambda *_: None)
 
     def file(self, name: str, user: int, group: int) -> None:
@@ -39,15 +39,20 @@ class Disk:
     def of(self, name: str) -> tuple[int, int]:
         return self.owners[str(self.folder / name)]
 
-    def _lstat(self, path: str) -> Any:
-        user, group = self.owners.get(str(path), (0, 0))
+    def _lstat(self, name: str, *, dir_fd: int) -> Any:
+        user, group = self.owners.get(self._path(name, dir_fd), (0, 0))
         return os.stat_result((0, 0, 0, 0, user, group, 0, 0, 0, 0))
 
-    def _lchown(self, path: str, user: int, group: int) -> None:
+    def _chown(self, name: str, user: int, group: int, *, dir_fd: int, follow_symlinks: bool) -> None:
+        assert not follow_symlinks
         if not self.changes_left:
             raise InterruptedError("the power is gone")
         self.changes_left -= 1
-        self.owners[str(path)] = user, group
+        self.owners[self._path(name, dir_fd)] = user, group
+
+    @staticmethod
+    def _path(name: str, folder: int) -> str:
+        return os.path.normpath(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name))
 
 
 BEFORE = {"users": {"root": 0, "postfix": 107, "redis": 105}, "groups": {"root": 0, "postfix": 110, "redis": 104}}
@@ -961,3 +966,53 @@ def test_the_processes_of_what_is_reloaded_are_known_before_it_is(host: Host, mo
     agent.apply(host.bundle({"a": "new"}, {}, health=[{"service": "nginx", "kind": "test"}]) | {"units": unit})
     assert seen == [(["nginx.service"], []), {("11", "100")}]
     assert host.commands == ["reload nginx.service"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"files": []}', '{"undo": {}}', '{"undo": {"paths": {}}}', "\0\0"]
+)
+def test_a_damaged_note_of_a_host_is_told_and_nothing_is_changed(host: Host, text: str) -> None:
+    agent.apply(host.bundle({"a": "old"}, {"nginx.service": ["a"]}))
+    (host.path("home") / "undo").mkdir()
+    (host.path("home") / "state.json").write_text(text)
+    said = refusal(host.bundle({"a": "new"}, {"nginx.service": ["a"]}))
+    assert "state.json is damaged, and nothing was changed" in said and "move it away" in said
+    assert host.text("a") == "old" and (host.path("home") / "undo").exists()
+
+
+def test_a_former_file_that_is_lost_does_not_keep_a_later_push_from_the_host(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = {"nginx.service": ["a", "b"]}
+    agent.apply(host.bundle({"a": "old", "b": "old"}, units))
+    with monkeypatch.context() as one_push:
+        one_push.setattr(agent, "_units", cut)
+        with pytest.raises(Cut):
+            agent.apply(host.bundle({"a": "new", "b": "new"}, units))
+    note = json.loads((host.path("home") / "state.json").read_text())["undo"]["paths"]
+    (host.path("home") / "undo" / note[str(host.path("a"))]).unlink()
+    agent.apply(host.bundle({"a": "newer", "b": "newer"}, units))
+    assert (host.text("a"), host.text("b")) == ("newer", "newer")
+    assert f"what stood there before is lost, and is not put back: {host.path('a')}\n" in capsys.readouterr().out
+
+
+def test_a_folder_that_a_service_replaced_by_a_link_is_not_given_to_it(host: Host, tmp_path: Path) -> None:
+    theirs, roots = tmp_path / "theirs", tmp_path / "roots"
+    (theirs / "temp").mkdir(parents=True)
+    roots.mkdir(mode=0o711)
+    me = pwd.getpwuid(os.getuid()).pw_name
+    wanted = {"owner": me, "group": grp.getgrgid(os.getgid()).gr_name, "mode": "0700"}
+    bundle = host.bundle({}, {}, directories={str(theirs / "temp"): wanted, str(theirs / "temp/deep"): wanted})
+    agent.apply(bundle)
+    # Others may write beside it, as a service may in its own folder.
+    theirs.chmod(0o777)
+    (theirs / "temp" / "deep").rmdir()
+    (theirs / "temp").rmdir()
+    (theirs / "temp").symlink_to(roots)
+    assert f"{theirs}/temp: temp is no folder" in refusal(bundle)
+    assert roots.stat().st_mode & 0o777 == 0o711 and not (roots / "deep").exists()
+    theirs.chmod(0o755)
+    if os.getuid() == 0:
+        # Root alone may have put it now: an operator keeps the folder elsewhere.
+        agent.apply(bundle)
+        assert (roots / "deep").is_dir()
