@@ -122,6 +122,20 @@ def test_postfix_finds_every_address_that_the_stack_takes(lab: Lab) -> None:
     each_is_found()
 
 
+def test_hashes_that_a_stack_file_may_have_let_their_users_in(lab: Lab) -> None:
+    before = lab.run("maildrop-oak", "cat", dovecot.LOGINS).stdout
+    lines = {f"user{number}": made for number, made in enumerate((*OF_DOVECOT, *OF_OTHERS))}
+    added = "".join(f"{name}:{made}\n" for name, made in lines.items())
+    lab.run("maildrop-oak", "sh", "-c", f"cat >{dovecot.LOGINS}", text=before + added)
+    try:
+        each = 'for name in "$@"; do doveadm auth test "$name" "correct horse" || exit; done'
+        done = lab.run("maildrop-oak", "sh", "-c", each, "sh", *lines)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        forgotten = f"cat >{dovecot.LOGINS} && doveadm auth cache flush"
+        assert lab.run("maildrop-oak", "sh", "-c", forgotten, text=before).returncode == 0
+
+
 @pytest.mark.parametrize("host", ["maildrop-oak", "smtp-out-oak"])
 def test_users_log_in_by_addresses_with_other_letters(lab: Lab, host: str) -> None:
     logins = ["o'neil@hill.example", "r&d@hill.example", "a+b@hill.example", "info@bücher.example"]
@@ -136,17 +150,3 @@ def test_users_log_in_by_addresses_with_other_letters(lab: Lab, host: str) -> No
         assert lab.run(host, "doveadm", "auth", "test", "x@bücher.example", "no").returncode != 0
     finally:
         lab.run(host, "sh", "-c", f"cat >{dovecot.LOGINS}", text=before)
-
-
-def test_hashes_that_a_stack_file_may_have_let_their_users_in(lab: Lab) -> None:
-    before = lab.run("maildrop-oak", "cat", dovecot.LOGINS).stdout
-    lines = {f"user{number}": made for number, made in enumerate((*OF_DOVECOT, *OF_OTHERS))}
-    added = "".join(f"{name}:{made}\n" for name, made in lines.items())
-    lab.run("maildrop-oak", "sh", "-c", f"cat >{dovecot.LOGINS}", text=before + added)
-    try:
-        each = 'for name in "$@"; do doveadm auth test "$name" "correct horse" || exit; done'
-        done = lab.run("maildrop-oak", "sh", "-c", each, "sh", *lines)
-        assert done.returncode == 0, done.stdout + done.stderr
-    finally:
-        forgotten = f"cat >{dovecot.LOGINS} && doveadm auth cache flush"
-        assert lab.run("maildrop-oak", "sh", "-c", forgotten, text=before).returncode == 0
