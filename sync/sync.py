@@ -17,10 +17,12 @@ import asyncio
 import contextlib
 import grp
 import hashlib
+import heapq
 import hmac
 import http.client
 import inspect
 import json
+import math
 import os
 import pwd
 import random
@@ -248,12 +250,31 @@ class Waiting:
     said: str = ""
 
 
+Kind = tuple[bool, int]
+"""Whether users are urgent, and how often their syncs failed. Of one kind, whoever has waited longest goes first."""
+
+
+@dataclass
+class Row:
+    """Users of one kind, in two heaps. Entries that are not true any more are passed over when they come up."""
+
+    later: list[tuple[float, str]] = field(default_factory=list)
+    """By when they are due."""
+    ready: list[tuple[float, str, float]] = field(default_factory=list)
+    """Those who are due, by since when they wait; and when they were due."""
+
+
 @dataclass
 class Queue:
-    """Users to sync: those who changed something first, then those of a pass."""
+    """Users to sync: those who changed something first, then those of a pass.
+
+    A look at all of them for each who is taken would cost a host with ten thousand users minutes of each pass.
+    """
 
     waiting: dict[str, Waiting] = field(default_factory=dict)
     running: dict[str, Waiting] = field(default_factory=dict)
+    rows: dict[Kind, Row] = field(default_factory=dict)
+    """Those of ``waiting`` who do not run."""
     failing: set[str] = field(default_factory=set)
     """Users whose syncs failed since the last one that went well: with two, the way itself is in doubt."""
     in_row: int = 0
@@ -263,10 +284,23 @@ class Queue:
 
     def mark(self, user: str, since: float, now: float, *, urgent: bool = True) -> None:
         """A user changed something, or is due in a pass. What is known of him already stays."""
-        entry = self.waiting.setdefault(user, Waiting(since, now + DEBOUNCE_SECONDS, urgent))
-        if urgent and not entry.urgent:
+        entry = self.waiting.get(user)
+        if entry is None:
+            entry = self.waiting[user] = Waiting(since, now + DEBOUNCE_SECONDS, urgent)
+        elif urgent and not entry.urgent:
             entry.since, entry.urgent = since, True
-        entry.since = min(entry.since, since)
+        elif since < entry.since:
+            entry.since = since
+        else:
+            return
+        self._line_up(user)
+
+    def _line_up(self, user: str) -> None:
+        """Puts a user into his row. Who runs already is put there by the end of that sync: it may have read before."""
+        entry = self.waiting.get(user)
+        if entry and user not in self.running:
+            row = self.rows.setdefault((entry.urgent, entry.tries), Row())
+            heapq.heappush(row.later, (entry.due, user))
 
     @property
     def in_doubt(self) -> bool:
@@ -275,42 +309,81 @@ class Queue:
 
     def take(self, now: float) -> str | None:
         """The next user whose time has come."""
-        ready = [
-            (entry.tries if self.in_doubt else 0, not entry.urgent, entry.tries, entry.since, user)
-            for user, entry in self.waiting.items()
-            if (time := self._time(user, entry)) is not None and time <= now
-        ]
-        if not ready:
-            return None
-        user = min(ready)[-1]
-        self.running[user] = self.waiting.pop(user)
-        return user
+        for kind in sorted(self.rows, key=self._rank):
+            opens = self._opens(kind)
+            if opens is None or opens > now:
+                continue
+            self._come_up(kind, now)
+            if ready := self.rows[kind].ready:
+                user = heapq.heappop(ready)[1]
+                self.running[user] = self.waiting.pop(user)
+                return user
+            if not self.rows[kind].later:
+                del self.rows[kind]
+        return None
 
     def next_due(self) -> float | None:
         """When `take` may find somebody again (monotonic), if nothing else happens."""
-        times = (self._time(user, entry) for user, entry in self.waiting.items())
-        return min((time for time in times if time is not None), default=None)
+        times = []
+        for kind, row in self.rows.items():
+            if (opens := self._opens(kind)) is None:
+                continue
+            self._come_up(kind)
+            if row.ready:
+                times.append(max(row.ready[0][2], opens))
+            if row.later:
+                times.append(max(row.later[0][0], opens))
+        return min(times, default=None)
 
-    def _time(self, user: str, entry: Waiting) -> float | None:
-        """When a user may start (monotonic); None if another has to end first.
+    def _come_up(self, kind: Kind, now: float = -math.inf) -> None:
+        """Moves those who are due to the ready ones of their row, and drops from both heads what is no longer true."""
+        row = self.rows[kind]
+        while row.later:
+            due, user = row.later[0]
+            entry = self._entry(kind, user)
+            if entry and entry.due == due > now:
+                break
+            heapq.heappop(row.later)
+            if entry and entry.due == due:
+                heapq.heappush(row.ready, (entry.since, user, due))
+        while row.ready:
+            since, user, due = row.ready[0]
+            entry = self._entry(kind, user)
+            if entry and (entry.since, entry.due) == (since, due):
+                break
+            heapq.heappop(row.ready)
 
-        Who runs already waits, since his sync may have read before the change. Whoever just changed something is tried
-        whatever becomes of others: one worker is kept free of those whose syncs failed.
+    def _entry(self, kind: Kind, user: str) -> Waiting | None:
+        entry = self.waiting.get(user)
+        return entry if entry and user not in self.running and (entry.urgent, entry.tries) == kind else None
+
+    def _rank(self, kind: Kind) -> tuple[int, bool, int]:
+        urgent, tries = kind
+        return tries if self.in_doubt else 0, not urgent, tries
+
+    def _opens(self, kind: Kind) -> float | None:
+        """When users of a kind may start, if they are due; None if another has to end first.
+
+        Whoever just changed something is tried whatever becomes of others: one worker is kept free of those whose syncs
+        failed.
         """
-        if user in self.running or len(self.running) >= WORKERS:
+        if len(self.running) >= WORKERS:
             return None
-        if not self._waits_for_others(entry):
-            return entry.due
-        busy = sum(self._waits_for_others(running) for running in self.running.values())
-        return max(entry.due, self.gate) if busy < (1 if self.in_doubt else WORKERS - 1) else None
+        urgent, tries = kind
+        if not self._waits_for_others(urgent, tries):
+            return 0.0
+        busy = sum(self._waits_for_others(running.urgent, running.tries) for running in self.running.values())
+        return self.gate if busy < (1 if self.in_doubt else WORKERS - 1) else None
 
-    def _waits_for_others(self, entry: Waiting) -> bool:
-        return entry.tries > 0 or (self.in_doubt and not entry.urgent)
+    def _waits_for_others(self, urgent: bool, tries: int) -> bool:
+        return tries > 0 or (self.in_doubt and not urgent)
 
     def done(self, user: str) -> Waiting:
         """A sync went well: the way is open."""
         self._open()
-        return self.running.pop(user)
+        entry = self.running.pop(user)
+        self._line_up(user)
+        return entry
 
     def _open(self) -> None:
         self.failing.clear()
@@ -342,6 +415,7 @@ class Queue:
         longest = LONGEST_GATE if self.in_doubt else LONGEST_BACK_OFF
         entry.due = now + min(BACK_OFF_SECONDS * 2 ** min(entry.tries - 1, 20), longest)
         self.waiting[user] = entry
+        self._line_up(user)
 
     def forget(self, user: str) -> None:
         self.running.pop(user, None)
@@ -352,6 +426,9 @@ class Queue:
         self._open()
         for entry in self.waiting.values():
             entry.due, entry.tries = 0.0, 0
+        self.rows.clear()
+        for user in self.waiting:
+            self._line_up(user)
 
     def pending(self) -> dict[str, Waiting]:
         """All who changed something that is not at the peer yet, and all whose sync failed."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pwd
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from model.stack import Stack
 from services import replication
 from services.bundle import bundle
 from sync import sync
-from sync.sync import Configuration, Daemon, Line, Peer, Queue, Store, describe
+from sync.sync import Configuration, Daemon, Line, Peer, Queue, Store, Waiting, describe
 
 
 @pytest.fixture
@@ -89,14 +90,13 @@ def test_a_user_who_fails_waits_ever_longer_and_is_stuck_in_the_end() -> None:
 
 def test_one_user_who_fails_does_not_hold_up_the_others() -> None:
     queue = Queue()
-    for _ in range(3):
-        queue.mark("ann", since=0, now=0)
-        queue.waiting["ann"].due = 0
-        assert queue.take(1) == "ann"
-        queue.failed("ann", 1, "no")
-    queue.mark("ben", since=0, now=1)
-    queue.mark("cid", since=0, now=1)
-    assert queue.take(1.1) and queue.take(1.1)
+    queue.mark("ann", since=0, now=0)
+    for now in (1, 2, 3):
+        assert queue.take(now) == "ann"
+        queue.failed("ann", now, "no")
+    queue.mark("ben", since=0, now=3)
+    queue.mark("cid", since=0, now=3)
+    assert queue.take(3.1) and queue.take(3.1)
 
 
 def test_while_nothing_succeeds_one_user_tries_for_all_and_all_follow_when_he_does() -> None:
@@ -202,6 +202,73 @@ def test_a_user_whose_mailbox_changes_all_the_time_is_synced_all_the_time() -> N
         assert queue.take(now) == "ann"
         queue.again("ann", now, "changed")
     assert now < 20 and not queue.stuck(now)
+
+
+def looked_at_all(queue: Queue, now: float) -> tuple[str | None, float | None]:
+    """Who is to go now, and when somebody may go, by a look at everybody who waits."""
+
+    def waits_for_others(entry: Waiting) -> bool:
+        return entry.tries > 0 or (queue.in_doubt and not entry.urgent)
+
+    busy, most = sum(map(waits_for_others, queue.running.values())), 1 if queue.in_doubt else sync.WORKERS - 1
+    times = {
+        user: max(entry.due, queue.gate) if waits_for_others(entry) else entry.due
+        for user, entry in queue.waiting.items()
+        if user not in queue.running and len(queue.running) < sync.WORKERS
+        if not waits_for_others(entry) or busy < most
+    }
+
+    def rank(user: str) -> tuple[int, bool, int, float, str]:
+        entry = queue.waiting[user]
+        return entry.tries if queue.in_doubt else 0, not entry.urgent, entry.tries, entry.since, user
+
+    return min((user for user, due in times.items() if due <= now), key=rank, default=None), min(
+        times.values(), default=None
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_queue_takes_whom_a_look_at_everybody_would_take(seed: int) -> None:
+    chance, queue, now = random.Random(seed), Queue(), 0.0
+    users, taken = [f"user{number}" for number in range(12)], 0
+    for _ in range(3000):
+        now += chance.choice((0, 0, 0.01, 0.05, 0.3, 2 if seed % 2 else 20))
+        user, since = chance.choice(users), round(now) - chance.randrange(3)
+        runs = chance.choice(sorted(queue.running)) if queue.running else ""
+        does = chance.choices(
+            ("mark", "pass", "done", "again", "refused", "failed", "forget", "hurry"), (9, 6, 6, 3, 1, 5, 1, 0.1)
+        )
+        match does[0]:
+            case "mark" | "pass" as how:
+                queue.mark(user, since, now, urgent=how == "mark")
+            case "done" if runs:
+                queue.done(runs)
+            case "again" | "refused" | "failed" as how if runs:
+                getattr(queue, how)(runs, now, how)
+            case "forget":
+                queue.forget(user)
+            case "hurry":
+                queue.hurry()
+        goes, due = looked_at_all(queue, now)
+        said = queue.next_due()
+        assert said == due or (said is not None and due is not None and max(said, due) <= now)
+        if chance.random() < 0.6:
+            assert queue.take(now) == goes
+            taken += goes is not None
+    assert taken > 300
+
+
+def test_the_queue_takes_each_of_ten_thousand_users_as_fast_as_each_of_a_hundred() -> None:
+    queue = Queue()
+    for number in range(10_000):
+        queue.mark(f"user{number}", since=0, now=0, urgent=False)
+    began = time.process_time()
+    for _ in range(10_000):
+        user = queue.take(1)
+        assert user and (queue.next_due() is not None or len(queue.waiting) == 0)
+        queue.done(user)
+    # A look at everybody for each of them takes a minute.
+    assert not queue.waiting and time.process_time() - began < 3
 
 
 # Which store is right
