@@ -30,7 +30,7 @@ quoted = '$(subst ','\'',$(value $(1)))'
 unexport WHAT SINCE RUN
 
 .DEFAULT_GOAL := help
-.PHONY: help lab lab-down lab-status lab-fail lab-heal shell bench bench-users test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
+.PHONY: help lab lab-down lab-status lab-fail lab-heal shell load bench bench-users test test-upgrade unit lint format lock keys password tsig update-keys reference render preview up check trace ssh known-hosts refresh unlock down unprotect
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lab-heal: ## Mend it again
 
 shell: ## A shell in which python -m lab, pytest and pulumi are at hand
 	@$(TOOLS) --machines containers -- bash
+
+load: ## Let the lab's people live a day in a minute: they read, write and click, and no mail may be lost (DAY="--users 100 --inbound 8")
+	@$(TOOLS) --machines containers -- python -m lab load $(DAY)
 
 bench: ## Measure replication in the lab that runs
 	@$(TOOLS) --machines containers -- python -m lab bench-replication

@@ -6,11 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 
 from rich.console import Console
 
 from lab import bench_users, faults, image, up
 from lab.bench_replication import bench
+from lab.load import Day
+from lab.load import load as people_live
 from lab.proof import ProofFailed, prove
 from lab.state import RELEASE, LabError, load, stack
 from model.base import StackError
@@ -41,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("where", help="a host, or client, foreign, operator, internet")
     commands.add_parser("bench-replication", help="measure replication")
     commands.add_parser("bench-users", help="measure sessions, logins and submissions")
+    day = commands.add_parser("load", help="let the lab's people live a day, and tell what they saw")
+    for value in fields(Day):
+        day.add_argument(f"--{value.name}", type=float if value.name != "users" else int, default=value.default)
     operator = commands.add_parser("operator", help="run a command as the operator: operator -- COMMAND …")
     operator.add_argument("--stack", default="")
     anew = commands.add_parser("reinstall", help="install a host anew, with the disk that it keeps; make up fills it")
@@ -78,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bench(load(), console)
             case "bench-users":
                 bench_users.bench(load(), console)
+            case "load":
+                given_day = Day(**{value.name: getattr(options, value.name) for value in fields(Day)})
+                return 0 if people_live(load(), console, given_day) else 1
             case "run":
                 os.execvpe(*_exec(options.where, command))
             case "operator":

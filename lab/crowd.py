@@ -61,9 +61,9 @@ class Crowd:
         """Clients that log in, and stay. ``refused`` has the words to those who were not let in."""
         return self._log_in(count, users, source, self.inside.append)
 
-    def visit(self, count: int, users: list[list[str]], source: str) -> dict[str, Any]:
-        """Clients that log in, and out again."""
-        return self._log_in(count, users, source, lambda client: client.logout())
+    def visit(self, count: int, users: list[list[str]], source: str, at_once: int = 0) -> dict[str, Any]:
+        """Clients that log in, and out again; ``at_once`` says how many at the same time."""
+        return self._log_in(count, users, source, lambda client: client.logout(), at_once)
 
     def submit(self, count: int, user: list[str], sources: list[str]) -> dict[str, Any]:
         """Mails to outside, four over each connection. Each address submits some of them, since all are limited."""
@@ -104,7 +104,9 @@ class Crowd:
                 there += client.noop()[0] == "OK"
         return {"there": there}
 
-    def _log_in(self, count: int, users: list[list[str]], source: str, then: Callable[[Client], Any]) -> dict[str, Any]:
+    def _log_in(
+        self, count: int, users: list[list[str]], source: str, then: Callable[[Client], Any], at_once: int = 0
+    ) -> dict[str, Any]:
         def one(number: int) -> tuple[float, str]:
             user, password = users[number % len(users)]
             began = time.monotonic()
@@ -117,15 +119,16 @@ class Crowd:
             then(client)
             return took, ""
 
-        return self._all(one, count)
+        return self._all(one, count, at_once)
 
-    def _all(self, one: Callable[[int], tuple[float, str]], count: int) -> dict[str, Any]:
+    def _all(self, one: Callable[[int], tuple[float, str]], count: int, at_once: int = 0) -> dict[str, Any]:
         began = time.monotonic()
-        with ThreadPoolExecutor(self.side_by_side) as pool:
+        with ThreadPoolExecutor(at_once or self.side_by_side) as pool:
             done = list(pool.map(one, range(count)))
         return {
             "in": sum(not words for _, words in done),
             "refused": [words for _, words in done if words],
+            "median": sorted(took for took, _ in done)[len(done) // 2],
             "slowest": max(took for took, _ in done),
             "seconds": time.monotonic() - began,
         }

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from lab import people
 from lab.state import State
 from model.load import PROJECT, READ_OTHERWISE
 from ops.stackfile import write_atomically
@@ -34,6 +35,13 @@ def _kept(before: dict[str, Any], account: str, password: str) -> str:
     return str(known) if is_hash_of(known, password) else hashed(password)
 
 
+def _people(state: State, before: dict[str, Any], config: dict[str, Any]) -> None:
+    """Adds the people of the lab, with their addresses."""
+    one = people.PEOPLE[0]
+    config[f"{PROJECT}:accounts"] |= people.accounts(_kept(before, one, state.passwords[one]))
+    config[f"{PROJECT}:domains"][people.DOMAIN]["aliases"] |= people.aliases()
+
+
 def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a live stack. ``before`` is the present one, whose keys are kept."""
     config: dict[str, Any] = copy.deepcopy(yaml.safe_load(SOURCE.read_text())["config"])
@@ -48,6 +56,8 @@ def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:
     part("dns")["servers"]["lab"]["key"] = state.tsig_name
     for name, account in part("accounts").items():
         account["password"] = _kept(before, name, state.passwords[name])
+    if state.people:
+        _people(state, before, config)
     for name, user in part("machine_users").items():
         user["password"] = state.passwords[name]
     for name, host in part("hosts").items():

@@ -28,10 +28,11 @@ POLL_SECONDS = 0.004
 sessions: dict[str, imaplib.IMAP4_SSL] = {}
 
 
-def mail(message_id: str, user: str) -> bytes:
-    """A small mail that no other equals."""
+def mail(message_id: str, user: str, size: int = 0) -> bytes:
+    """A small mail that no other equals, or one of about ``size`` bytes."""
     lines = (f"From: <bob@far.example>\nTo: <{user}@hill.example>\nSubject: A word\nMessage-ID: {message_id}\n\n"
              f"Words that nobody wrote before: {message_id}.\n")  # fmt: skip
+    lines += f"{'x' * 70}\n" * (size // 72)
     return lines.replace("\n", "\r\n").encode()
 
 
@@ -43,10 +44,19 @@ def deliver(request: dict[str, Any]) -> list[float]:
     taken = []
     with smtplib.LMTP("/run/dovecot/lmtp") as lmtp:
         for message_id in request["ids"]:
-            lmtp.sendmail("bob@far.example", [f"{request['user']}@{DOMAIN}"], mail(message_id, request["user"]))
+            words = mail(message_id, request["user"], request.get("size", 0))
+            lmtp.sendmail("bob@far.example", [f"{request['user']}@{DOMAIN}"], words)
             taken.append(time.time())
             time.sleep(request.get("pause", 0))
     return taken
+
+
+def put_filter(request: dict[str, Any]) -> None:
+    """Gives a user a Sieve script, and activates it (doveadm-sieve(1)). Raises `OSError` with Dovecot's words."""
+    command = ["doveadm", "sieve", "put", "-u", request["user"], "-a", "filter"]
+    done = subprocess.run(command, input=request["script"], capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
 
 
 def session(user: str) -> imaplib.IMAP4_SSL:

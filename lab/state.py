@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.people import PEOPLE
 from model.load import load as load_stack
 from model.stack import Host, Stack
 from ops.keys import ssh_key
@@ -25,6 +26,9 @@ LAB = os.environ.get("POSTHORN_LAB") or "lab"
 """Which lab: several stand side by side, and know nothing of one another. The tests have one of their own."""
 RELEASE = int(os.environ.get("POSTHORN_RELEASE") or 0) or None
 """The Debian release of the hosts of a lab that is made, where that is not to be the committed stack's."""
+WITH_PEOPLE = os.environ.get("POSTHORN_PEOPLE") != "0"
+"""Whether a lab that is made has its two hundred people (lab/people.py): where mailboxes are compared all the time, as
+tests of replication do, it takes longer with them."""
 FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / LAB
 PREFIX = f"posthorn-{LAB}-"
 RESOLVER = "203.0.113.54"
@@ -56,6 +60,8 @@ class State:
     """The Debian release of the stack's hosts …"""
     releases: dict[str, int] = field(default_factory=dict)
     """… and of those that were installed anew with another one."""
+    people: bool = False
+    """Whether its people live in it."""
     passwords: dict[str, str] = field(default_factory=dict)
     tsig_name: str = "posthorn-lab"
     tsig_secret: str = ""
@@ -223,6 +229,8 @@ def load_or_make(machines: str, virtual: Collection[str] = (), release: int | No
     write_atomically(FOLDER / "resolv.conf", f"nameserver {RESOLVER}\noptions timeout:2\n")
     state.tsig_secret = base64.b64encode(secrets.token_bytes(32)).decode()
     state.passwords = {name: secrets.token_urlsafe(12) for name in (*lab_stack.accounts, *lab_stack.machine_users)}
+    state.people = WITH_PEOPLE
+    state.passwords |= dict.fromkeys(PEOPLE if state.people else (), secrets.token_urlsafe(12))
     state.generations = dict.fromkeys(lab_stack.hosts, "1")
     state.save()
     return state

@@ -19,7 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lab import containers, foreign, image, internet, live, network
+from lab import containers, foreign, image, internet, live, network, people
+from lab.mailboxes import Mailboxes
 from lab.proof import prove
 from lab.state import CACHE, FOLDER, LAB, LabError, State, load, load_or_make, stack
 from model.load import load as load_stack
@@ -186,6 +187,19 @@ def wait_for_certificates(state: State, live: Stack) -> None:
             raise LabError(f"{', '.join(waiting)}: no certificate from Pebble; {waiting[0]} says: {words}")
 
 
+def _people(phases: Phases, state: State) -> None:
+    """Fills the mailboxes of the lab's people, once."""
+    done = state.folder / "people-moved-in"
+    if state.people and not done.exists():
+        with phases.phase(f"mail of {len(people.PEOPLE)} people"):
+            mailboxes = Mailboxes(state.command_in(people.HOST, []))
+            try:
+                people.move_in(mailboxes)
+            finally:
+                mailboxes.close()
+        done.touch()
+
+
 def _check(state: State, name: str) -> None:
     """All has to be as the stack says. What was just pushed may still be settling: it is asked up to three times."""
     command = [sys.executable, "-m", "ops", "check", name]
@@ -231,6 +245,7 @@ def up(
             wait_for_certificates(state, live_stack)
         with phases.phase("proof"):
             prove(state, console)
+        _people(phases, state)
         with phases.phase("check"):
             _check(state, name)
     console.print(phases.summary())

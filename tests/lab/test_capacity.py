@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from lab import foreign
+from lab.load import Day, live
+from lab.people import FULL, PEOPLE
 from services import dovecot
 from tests.lab.conftest import Lab
+from tests.lab.steps import MX, eventually, forget, waiting
 
 SESSIONS, MORE = 300, 10
 HOSTS = ("maildrop-oak", "smtp-out-oak")
@@ -65,6 +69,29 @@ def test_hundreds_of_sessions_stay_and_neither_a_full_host_nor_a_silent_stranger
     # Whoever is one too many is closed, and does not wait for long.
     assert full["in"] >= 2 * MORE and full["refused"] and there == {"there": SESSIONS + full["in"]}, (full, there)
     assert full["slowest"] < 30, full
+
+
+def test_people_have_a_busy_day_and_no_mail_is_lost(lab: Lab) -> None:
+    told = live(lab.state, Day(users=50, seconds=8, inbound=4, submissions=3, clicks=2))
+    assert told.wrong == []
+    assert len(told.said["logins"]["times"]) > 2 * 50 and len(told.inbound) == 32
+
+
+@pytest.mark.on_release(13)
+def test_a_mail_to_everybody_comes_to_all_at_both_hosts_and_waits_for_those_who_are_full(lab: Lab) -> None:
+    message_id = foreign.send(lab.state, sender="bob@far.example", to="everybody@hill.example", subject="To all")
+
+    def have_it(host: str) -> set[str]:
+        find = f"grep -lF '{message_id}' /var/vmail/users/*/mdbox/storage/m.*"
+        return {path.split("/")[4] for path in lab.run(host, "sh", "-c", find).stdout.split()}
+
+    for host in ("maildrop-oak", "maildrop-elm"):
+        eventually(lambda host=host: have_it(host) == set(PEOPLE) - set(FULL))  # type: ignore[misc]
+    for name in FULL:
+        address = f"{name}@maildrop.net.hill.example"
+        assert any(waiting(lab, f"smtp-in-{site}", address) for site in MX), name
+        for site in MX:
+            forget(lab, f"smtp-in-{site}", address)
 
 
 @pytest.mark.parametrize("host", HOSTS)
