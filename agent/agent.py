@@ -1255,6 +1255,7 @@ def _units(change: Change) -> None:
         or change.unmask
         or any(path.startswith(UNIT_FOLDER) for path in (*change.changed, *change.removed))
     ):
+        _link_anew([name for name in change.bundle["units"] if UNIT_FOLDER + name in change.changed])
         run("systemctl", "daemon-reload")
         # A unit that was not known before has a state only now.
         states = unit_states(list(change.bundle["units"]))
@@ -1274,6 +1275,16 @@ def _units(change: Change) -> None:
     systemctl("start", change.start, of=of)
     change.former = processes_of(change.reload)
     systemctl("reload", change.reload, of=of)
+
+
+def _link_anew(units: list[str]) -> None:
+    """Has systemd link units that are enabled where their files say now ([Install] in systemd.unit(5)).
+
+    Nothing else takes away the links that a former file asked for. A daemon-reload has to follow.
+    """
+    states = unit_states(units) if units else {}
+    if enabled := [name for name, unit in states.items() if unit.get("UnitFileState") == "enabled"]:
+        run("systemctl", "reenable", "--quiet", "--no-reload", *enabled)
 
 
 def _steady(change: Change) -> None:
@@ -1300,6 +1311,7 @@ def take_back(state: State, leaving: Iterable[str] = ()) -> tuple[list[str], lis
         run("systemctl", "disable", "--now", "--quiet", *fresh)
     stuck = put_back(undo["paths"])
     if any(path.startswith(UNIT_FOLDER) for path in undo["paths"]):
+        _link_anew([name for name in known if UNIT_FOLDER + name in undo["paths"]])
         run("systemctl", "daemon-reload")
     restart = [name for name in touched("restart", "start") if name not in fresh]
     refusing = reload = touched("reload")

@@ -22,6 +22,16 @@ BOUND = {"/var/vmail": "dovecot.service"}
 """What stops with a path, and has to start with it."""
 
 
+MADE_AGAIN = ("/var/lib/acme", "/var/lib/redis", "/var/lib/rspamd", "/var/spool/smtpd")
+"""What a host can do without for a time: it has other certificates issued, its scanner learns again, and the queue has
+the host's own reports. A host that keeps nothing else starts without its data disk."""
+
+
+def needed(host: Host) -> bool:
+    """Whether a host must not start without its data disk: its services would write mail beside it."""
+    return not set(kept(host)) <= set(MADE_AGAIN)
+
+
 def kept(host: Host) -> tuple[str, ...]:
     """The paths of a host that outlive an installation, sorted."""
     return tuple(sorted({path for role in host.roles for path in KEPT.get(role, ())}))
@@ -54,6 +64,7 @@ def configure(stack: Stack, host: Host) -> Service:
                         options=options,
                         format=FORMAT,
                         bound=BOUND.get(where),
+                        needed=needed(host),
                     ),
                 )
                 for where, what, kind, options in units

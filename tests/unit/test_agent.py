@@ -369,6 +369,23 @@ def test_a_service_that_ran_before_the_first_push_runs_after_it_failed(
     assert host.units["nginx.service"] == {"ActiveState": "active", "UnitFileState": "enabled"}
 
 
+def test_a_unit_whose_file_is_another_is_linked_where_that_file_says_also_on_the_way_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pushed(target: str, **more: Any) -> dict[str, Any]:
+        return host.bundle({"units/nginx.service": f"WantedBy={target}"}, {"nginx.service": ["units/"]}, **more)
+
+    agent.apply(pushed("a.target"))
+    assert "reenable nginx.service" not in host.commands, "it was enabled by this very file"
+    agent.apply(pushed("b.target"))
+    assert host.commands.count("reenable nginx.service") == 1
+    assert host.commands[-3:] == ["reenable nginx.service", "daemon-reload", "restart nginx.service"]
+    refusal(pushed("c.target", health=answering(monkeypatch, lambda: "ill")))
+    assert host.text("units/nginx.service") == "WantedBy=b.target"
+    assert host.commands.count("reenable nginx.service") == 3
+    assert {state["NeedDaemonReload"] for state in host.units.values()} == {"no"}
+
+
 def test_a_run_that_was_cut_before_systemd_read_its_units_is_finished_by_the_next(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,7 +400,8 @@ def test_a_run_that_was_cut_before_systemd_read_its_units_is_finished_by_the_nex
     assert agent.difference(pushed("new"))["behind"] == ["a.service", "b.service"]
     host.commands.clear()
     agent.apply(pushed("new"))
-    assert host.commands == ["daemon-reload", "daemon-reload", "restart a.service"]
+    again = ["reenable a.service b.service", "daemon-reload"]
+    assert host.commands == [*again, *again, "restart a.service"]
     host.commands.clear()
     agent.apply(pushed("new"))
     assert host.commands == []

@@ -8,6 +8,7 @@ from typing import Any
 from model.load import parse
 from model.network import Role
 from model.stack import Stack
+from services import data_disk
 from services.bundle import bundle
 from services.zones import rrsets
 
@@ -56,6 +57,19 @@ def test_every_daemon_is_started_again_and_nothing_that_only_runs_once(keyed_sta
             "posthorn-logins.service",
         }
         assert "nftables.service" not in revived
+
+
+def test_a_host_starts_without_its_data_disk_only_where_no_mail_lies_on_it(keyed_stack: Stack) -> None:
+    for host in keyed_stack.all_hosts.values():
+        pushed = bundle(keyed_stack, host)["files"]
+        mounts = {p: f["content"] for p, f in pushed.items() if p.endswith(".mount")}
+        keeps_mail = any(path.startswith(("/var/vmail", "/var/spool/postfix")) for path in data_disk.kept(host))
+        wanted = "RequiredBy" if keeps_mail else "WantedBy"
+        assert mounts and all(f"\n{wanted}=local-fs.target" in text for text in mounts.values())
+        # What writes there starts after it all the same.
+        assert all("Before=local-fs.target" in text for text in mounts.values())
+    assert not data_disk.needed(keyed_stack.all_hosts["frontend-oak"])
+    assert data_disk.needed(keyed_stack.all_hosts["maildrop-oak"])
 
 
 def test_a_private_internet_has_roots_of_its_own(keyed_config: dict[str, Any]) -> None:
