@@ -31,6 +31,12 @@ class Finding:
     severity: Severity
     what: str
     advice: str = ""
+    because: tuple[str, ...] = ()
+    """What would explain it, the likeliest first, by the words of `check.causes`."""
+    explains: tuple[str, ...] = ()
+    """What it would explain, by the same words."""
+    cause: str = ""
+    """The place and words of the finding that explains it."""
 
 
 Findings = Iterator[Finding]
@@ -53,11 +59,11 @@ class Place:
     def better(self, what: str, advice: str) -> Finding:
         return Finding(self.area, self.where, Severity.ADVICE, what, advice)
 
-    def unknown(self, what: str, advice: str) -> Finding:
-        return Finding(self.area, self.where, Severity.UNKNOWN, what, advice)
+    def unknown(self, what: str, advice: str, because: tuple[str, ...] = ()) -> Finding:
+        return Finding(self.area, self.where, Severity.UNKNOWN, what, advice, because)
 
-    def wrong(self, what: str, advice: str) -> Finding:
-        return Finding(self.area, self.where, Severity.WRONG, what, advice)
+    def wrong(self, what: str, advice: str, because: tuple[str, ...] = (), explains: tuple[str, ...] = ()) -> Finding:
+        return Finding(self.area, self.where, Severity.WRONG, what, advice, because, explains)
 
 
 def status(findings: Iterable[Finding]) -> int:

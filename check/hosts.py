@@ -9,15 +9,18 @@ from typing import Any
 
 from cryptography import x509
 
+from check import causes
 from check.certificates import certificate_advice, judge_days, of_pem
 from check.finding import DAY, HOUR, Finding, Findings, Place, age, size
 from check.ssh import Seen
 from model.network import Role
 from model.stack import Host, Stack
 from services import data_disk, identity
+from services.roles import services_of
 
 AREA = "hosts"
 QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
+QUEUE = "/var/spool/postfix"
 """A mail that waits for an hour meets some trouble, one that waits for half a day meets trouble that stays."""
 QUEUE_MANY = 200
 LESSONS_LATE = 1 * HOUR
@@ -56,7 +59,7 @@ def judge_reach(stack: Stack, host: Host, seen: Seen, *, others: bool) -> Findin
         yield place.unknown(f"{where}: {seen.error}", f"try ssh root@{host.management_address}")
     elif others:
         lost = f"see its console; if its site is lost, leave it out: WITHOUT={host.site}"
-        yield place.wrong(f"{seen.error} at {where}, while others do", lost)
+        yield place.wrong(f"{seen.error} at {where}, while others do", lost, explains=(causes.unreached(host),))
     else:
         nets = ", ".join(str(network) for network in stack.access.ssh_from)
         yield place.unknown(f"{seen.error} at {where}", f"run this from a network that may (access.ssh_from: {nets})")
@@ -110,7 +113,8 @@ def _disks(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
             said = f"{disk['path']}: {amount} free"
             advice = f"see what takes it: du -x --max-depth=2 {disk['path']}; mail is refused when it is full"
             if free / whole < DISK_WRONG:
-                yield place.wrong(said, advice)
+                holds_queue = QUEUE.startswith(f"{disk['path'].rstrip('/')}/") or disk["path"] == QUEUE
+                yield place.wrong(said, advice, explains=(causes.queue(host),) if holds_queue else ())
             elif free / whole < DISK_SOON:
                 yield place.better(said, advice)
             elif what == "space":
@@ -119,7 +123,8 @@ def _disks(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
 
 def _units(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     for unit in report["units"]["failed"]:
-        yield place.wrong(f"{unit} has failed", f"see why: journalctl -u {unit} -n 50")
+        advice = f"see why: journalctl -u {unit} -n 50"
+        yield place.wrong(f"{unit} has failed", advice, explains=(causes.unit(host, unit),))
     for unit, times in report["units"]["restarts"].items():
         yield place.better(f"{unit} died and was started again, {times} times", f"see why: journalctl -u {unit}")
     if not report["units"]["failed"]:
@@ -150,11 +155,20 @@ def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     for path in drift["left_over"]:
         yield place.better(f"{path} is left of an earlier push", mend)
     for unit in drift["not_active"]:
-        yield place.wrong(f"{unit} does not run", f"start it, or see why: journalctl -u {unit} -n 50")
+        advice = f"start it, or see why: journalctl -u {unit} -n 50"
+        explains = _served_by(stack, host, unit)
+        yield place.wrong(f"{unit} does not run", advice, (causes.unit(host, unit),), explains)
     for unit in drift["behind"]:
         yield place.better(f"{unit} has not taken up its present files", mend)
     if not any(drift[key] for key in ("changed", "left_over", "not_active", "behind")):
         yield place.good("all files and units are as the stack says")
+
+
+def _served_by(stack: Stack, host: Host, unit: str) -> tuple[str, ...]:
+    """What cannot be well while a unit does not run: its service, and the ports of that."""
+    own = [service for service in services_of(stack, host) if any(its.name == unit for its in service.units)]
+    ports = [causes.port(host, listen.port) for service in own for listen in service.listens]
+    return (*(causes.service(host, service.name) for service in own), *ports)
 
 
 ADVICE = {
@@ -168,7 +182,9 @@ def _health(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
     health = report["health"]
     for wrong in health["wrong"]:
         port = f" on port {wrong['port']}" if wrong["port"] else ""
-        yield place.wrong(f"{wrong['service']}{port}: {wrong['said']}", ADVICE.get(wrong["kind"], "see its journal"))
+        advice = ADVICE.get(wrong["kind"], "see its journal")
+        because = (causes.service(host, wrong["service"]),)
+        yield place.wrong(f"{wrong['service']}{port}: {wrong['said']}", advice, because)
     if health["asked"] and not health["wrong"]:
         yield place.good(f"{health['asked']} transactions with its own services go well")
 

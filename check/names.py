@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 
-from check import spf
+from check import causes, spf
 from check.ask import Answer, View
 from check.finding import Finding, Findings, Place
 from model.base import IPAddress
@@ -42,6 +42,7 @@ def judge_address(
     ``back`` has the addresses of each name that ``pointer`` gives, ``greeted`` those of the greeting.
     """
     place = Place(ADDRESSES, str(address))
+    kind = "A" if address.version == 4 else "AAAA"
     advice = "have whoever gave you the address publish a PTR record; many receivers refuse mail without"
     if pointer.error:
         yield place.unknown(f"its name: the resolver {pointer.error}", "ask again later")
@@ -57,14 +58,15 @@ def judge_address(
             else:
                 leads = ", ".join(sorted(back[name].records)) or "nothing"
                 mend = f"publish {address} for {short}, or have its PTR record say another name"
-                yield place.wrong(f"is {short}, and that leads to {leads}", mend)
+                yield place.wrong(f"is {short}, and that leads to {leads}", mend, (causes.record(short, kind),))
     if greeted.error:
         yield place.unknown(f"whether {greeting} leads to it: the resolver {greeted.error}", "ask again later")
     elif str(address) in greeted.records:
         yield place.good(f"greets as {greeting}, which leads to it")
     else:
         advice = f"publish {address} for {greeting}: some receivers refuse a greeting that leads elsewhere (RFC 5321)"
-        yield place.wrong(f"greets as {greeting}, which does not lead to it", advice)
+        because = (causes.record(greeting, kind),)
+        yield place.wrong(f"greets as {greeting}, which does not lead to it", advice, because)
 
 
 async def check_address(address: IPAddress, greeting: str, view: View) -> Sequence[Finding]:
@@ -90,7 +92,8 @@ def judge_mx(domain: str, listed: Answer, leads: Mapping[str, Iterable[str]]) ->
             yield place.good(f"its MX {name} leads to {len(list(addresses))} addresses")
         else:
             advice = "publish its addresses: an MX may not be a CNAME, nor be without A or AAAA"
-            yield place.wrong(f"its MX {name} leads to no address", advice)
+            because = (causes.record(name, "A"), causes.record(name, "AAAA"))
+            yield place.wrong(f"its MX {name} leads to no address", advice, because)
 
 
 async def check_mx(domain: str, view: View) -> Sequence[Finding]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from cryptography.x509 import Certificate
 
+from check import causes
 from check.certificates import (
     by_authority,
     certificate_advice,
@@ -39,6 +40,8 @@ FOREIGN = "nobody@example.com"
 UNKNOWN_AT_MOST = 5
 """Postfix slows down whoever makes more than ten mistakes in a session (smtpd_soft_error_limit)."""
 LOOPBACK = "127.0.0.1"
+FULL = "4.3.1"
+"""A server has no room for a mail now (RFC 3463 section 3.4)."""
 NEVER_OPEN = (53, 110, 111, 143, 6379, 11332, 11334)
 """Ports that are open to the internet on badly kept mail hosts: DNS, POP3, portmapper, IMAP, Redis, rspamd."""
 
@@ -294,7 +297,8 @@ def _silent_host(
     place = Place(one.area, f"{name} from {seen_from}" if seen_from else name)
     lost = f"if its site is lost, leave it out: WITHOUT={one.host.site}"
     if answered or seen_from:
-        yield place.wrong(f"answers on none of its ports ({ports}), while others do", f"see whether it runs; {lost}")
+        said = f"answers on none of its ports ({ports}), while others do"
+        yield place.wrong(said, f"see whether it runs; {lost}", (causes.unreached(one.host),))
     else:
         yield place.unknown(f"answers on none of its ports ({ports}), and nobody else does", REACH)
 
@@ -308,7 +312,8 @@ def _no_answer(endpoint: Endpoint, talk: Talk, answered: Sequence[Endpoint]) -> 
     if "421" in said and "too many" in said:
         yield place.unknown(f"{said}: it counts the connections of each client", "ask again in a minute")
     elif not talk.get("silent"):
-        yield place.wrong(said, look)
+        because = (causes.port(endpoint.host, port),) if talk.get("refused") else ()
+        yield place.wrong(said, look, because)
     elif any(e.target["port"] == port and e.family == endpoint.family for e in answered) or endpoint.seen_from:
         yield place.wrong(f"{said}, while others do", f"{look}; lost site: WITHOUT={endpoint.host.site}")
     elif any(e.host == endpoint.host and e.family == endpoint.family for e in answered):
@@ -401,7 +406,7 @@ def _smtp(stack: Stack, endpoint: Endpoint, talk: Talk) -> Findings:
     name = host.fqdn if host.has(Role.MAILDROP) else stack.public_name("smtp_out")
     name = stack.public_name("smtp_in") if host.has(Role.SMTP_IN) else name
     if not talk["banner"].startswith(name):
-        yield place.wrong(f"greets as {talk['banner']}, and not as {name}", f"see myhostname on {host.name}")
+        yield place.wrong(f"greets as {talk['banner']}, and not as {name}", f"see smtpd_banner on {host.name}")
     before, after = (any(w.upper().startswith("AUTH") for w in talk.get(when, ())) for when in ("before", "after"))
     # On 465 of an MX there is no login, on 465 of a front end there is.
     submission = endpoint.service == "submission" or target["port"] in smtp_out.PORTS
@@ -414,10 +419,10 @@ def _smtp(stack: Stack, endpoint: Endpoint, talk: Talk) -> Findings:
     else:
         yield place.good(f"offers {'AUTH after TLS alone' if submission else 'no AUTH'}")
     for sender, recipient, code, text in talk["replies"]:
-        yield from _reply(place, sender, recipient, code, text)
+        yield from _reply(place, sender, recipient, code, text, (causes.queue(host),) if FULL in text else ())
 
 
-def _reply(place: Place, sender: str, recipient: str, code: int, text: str) -> Findings:
+def _reply(place: Place, sender: str, recipient: str, code: int, text: str, because: tuple[str, ...]) -> Findings:
     said = f"{code} {text}"
     accepted, refused = code == 250, 500 <= code < 600
     if recipient == FOREIGN:
@@ -428,7 +433,7 @@ def _reply(place: Place, sender: str, recipient: str, code: int, text: str) -> F
         elif refused:
             yield place.good(f"relays {who}for no one")
         else:
-            yield place.unknown(f"whether it relays: {said}", "ask again later")
+            yield place.unknown(f"whether it relays: {said}", "ask again later", because)
     elif recipient.startswith("no-such-"):
         domain = recipient.partition("@")[2]
         if accepted:
@@ -437,14 +442,15 @@ def _reply(place: Place, sender: str, recipient: str, code: int, text: str) -> F
         elif refused:
             yield place.good(f"refuses an address that {domain} does not have")
         else:
-            yield place.unknown(f"whether it refuses what {domain} does not have: {said}", "ask again later")
+            told = f"whether it refuses what {domain} does not have: {said}"
+            yield place.unknown(told, "ask again later", because)
     elif accepted:
         yield place.good(f"takes mail for {recipient}")
     elif "blocked using" in text or "listed" in text.lower():
         advice = "this machine stands on a blocklist: run this from elsewhere"
         yield place.unknown(f"whether it takes mail for {recipient}: {said}", advice)
     else:
-        yield place.wrong(f"does not take mail for {recipient}: {said}", "see the journal of Postfix there")
+        yield place.wrong(f"does not take mail for {recipient}: {said}", "see the journal of Postfix there", because)
 
 
 def _imap(place: Place, banner: str) -> Findings:

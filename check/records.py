@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from check import causes
 from check.ask import Answer, Asker, Server, View, canonical
 from check.finding import Finding, Findings, Place
 from model.stack import Stack
@@ -114,7 +115,8 @@ def judge(stack: Stack, rrset: RRset, at: Mapping[Server, Answer], seen: Answer 
         if answer.error:
             findings.append(place.unknown(f"{label}: {listed} {answer.error}", "ask again later"))
         elif not answer.records:
-            findings.append(bad(f"{label} is missing at {listed}", mend))
+            missing = bad(f"{label} is missing at {listed}", mend)
+            findings.append(replace(missing, explains=(causes.record(rrset.name, rrset.type),)))
         elif answer.records != right:
             findings.append(bad(f"{label} is {shown(answer.records)} at {listed}, and not {shown(right)}", mend))
         elif answer.ttl != rrset.ttl:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -24,6 +24,8 @@ MARKS = {
 ORDER = ("network", "records", "addresses", "policies", "blocklists", "ports", "between hosts", "hosts", "mailboxes")
 RESULTS = {0: "good", 1: "wrong", 2: "unknown"}
 WORST = list(Severity)
+FOLLOW_AT_MOST = 3
+"""So much of what follows from a cause is printed, the rest is counted. The form for machines has all of it."""
 PLACE = "\0"
 """Where an advice names the place of its finding."""
 
@@ -38,31 +40,45 @@ def table(name: str, findings: Sequence[Finding], seconds: float) -> RenderableT
     shown.add_column(width=1)
     shown.add_column(no_wrap=True)
     shown.add_column(overflow="fold")
+    follows: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.cause:
+            follows.setdefault(finding.cause, []).append(f"{finding.where}: {finding.what}")
     for area in _areas(findings):
-        of_area = [finding for finding in findings if finding.area == area]
+        of_area = [finding for finding in findings if finding.area == area and not finding.cause]
         good = [finding for finding in of_area if finding.severity is Severity.GOOD]
         others = sorted((f for f in of_area if f not in good), key=lambda f: (WORST.index(f.severity), f.where))
-        worst = min((f.severity for f in of_area), key=WORST.index)
+        worst = min((f.severity for f in of_area), key=WORST.index, default=Severity.NOTE)
         mark, style = MARKS[Severity.GOOD if worst is Severity.NOTE else worst]
         count = len({finding.where for finding in good})
         said = f"{len(good)} good at {count} place{'s' if count != 1 else ''}" if good else ""
         shown.add_row(Text(mark, style), Text(area, "bold"), Text(said, "green"))
-        for finding, places, advice in _together(others):
+        for finding, places, advice in _together(others, follows):
             mark, style = MARKS[finding.severity]
             text = Text(finding.what)
             if advice:
                 text.append(f"\n→ {advice}", "dim")
+            for effect in _shortened(follows.get(f"{finding.where}: {finding.what}", [])):
+                text.append(f"\n  {effect}", "dim")
             shown.add_row(Text(mark, style), Text(f"  {places}"), text)
     return Group(shown, Text(), summary(name, findings, seconds))
 
 
-def _together(findings: Sequence[Finding]) -> list[tuple[Finding, str, str]]:
+def _shortened(effects: Sequence[str]) -> list[str]:
+    more = len(effects) - FOLLOW_AT_MOST
+    shown = [f"so: {effect}" for effect in effects[:FOLLOW_AT_MOST]]
+    return [*shown, f"and {more} more"] if more > 0 else shown
+
+
+def _together(findings: Sequence[Finding], follows: Mapping[str, Sequence[str]]) -> list[tuple[Finding, str, str]]:
     """Findings that say the same of several places, as one: with the first place and how many more there are, and with
     advice that names them all where it names its place."""
     alike: dict[tuple[Severity, str, str], list[Finding]] = {}
     for finding in findings:
         advice = finding.advice.replace(finding.where, PLACE) if finding.where else finding.advice
-        alike.setdefault((finding.severity, finding.what, advice), []).append(finding)
+        # What explains others is told with them, for itself.
+        own = f"{finding.where}: {finding.what}"
+        alike.setdefault((finding.severity, own if own in follows else finding.what, advice), []).append(finding)
     more = {1: "", 2: " and 1 other"}
     return [
         (
@@ -76,7 +92,7 @@ def _together(findings: Sequence[Finding]) -> list[tuple[Finding, str, str]]:
 
 def summary(name: str, findings: Sequence[Finding], seconds: float) -> Text:
     """The last line, which says it all."""
-    counted = Counter(finding.severity for finding in findings)
+    counted = Counter(finding.severity for finding in findings if not finding.cause)
     words = {
         Severity.WRONG: "wrong",
         Severity.UNKNOWN: "could not be told",
@@ -84,6 +100,8 @@ def summary(name: str, findings: Sequence[Finding], seconds: float) -> Text:
         Severity.GOOD: "good",
     }
     parts = [f"{counted[severity]} {word}" for severity, word in words.items() if counted[severity]]
+    if following := sum(bool(finding.cause) for finding in findings):
+        parts.insert(1, f"{following} that follow from it")
     style = {0: "bold green", 1: "bold red", 2: "bold yellow"}[status(findings)]
     return Text(f"{name}: {', '.join(parts) or 'nothing was looked at'} ({seconds:.1f} s)", style)
 
@@ -98,7 +116,14 @@ def as_json(name: str, findings: Sequence[Finding], seconds: float) -> str:
         "result": RESULTS[status(findings)],
         "counts": {severity.value: counted[severity] for severity in Severity},
         "findings": [
-            {"severity": f.severity.value, "area": f.area, "where": f.where, "what": f.what, "advice": f.advice}
+            {
+                "severity": f.severity.value,
+                "area": f.area,
+                "where": f.where,
+                "what": f.what,
+                "advice": f.advice,
+                "cause": f.cause,
+            }
             for f in findings
         ],
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import SOURCE as AGENT
-from check import blocklists, certificates, hosts, mailboxes, names, ports, records, wire
+from check import blocklists, causes, certificates, hosts, mailboxes, names, ports, records, wire
 from check.ask import Asker, Server, View, choose, own_resolvers
 from check.finding import Finding, Place
 from check.ports import Endpoint
@@ -222,4 +222,4 @@ class Check:
 def check(stack: Stack, without: Sequence[str] = (), tell: Callable[[Progress], None] | None = None) -> list[Finding]:
     """Checks a stack from this machine: all findings, sorted."""
     progress = Progress(tell=tell or (lambda progress: None))
-    return sorted(asyncio.run(Check(stack, without, progress).run()))
+    return sorted(causes.named(asyncio.run(Check(stack, without, progress).run())))

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 
-from check import certificates, hosts, mailboxes, ports, report
+from check import causes, certificates, hosts, mailboxes, ports, report
 from check.finding import Finding, Place, Severity, status
 from check.look import former
 from check.ports import FOREIGN, Endpoint
@@ -488,9 +488,100 @@ def test_machines_get_everything() -> None:
         "where": "x port 25",
         "what": "an open relay",
         "advice": "stop it",
+        "cause": "",
     }
 
 
 def test_prometheus_gets_counts() -> None:
     text = report.as_metrics("lab", FOUND, 1.0)
     assert 'posthorn_check_findings{stack="lab",area="ports",severity="wrong"} 1' in text.splitlines()
+
+
+# One cause
+
+
+def ill(findings: list[Finding]) -> dict[str, str]:
+    """What is not good, by its words, with what explains it."""
+    return {f.what: f.cause for f in causes.named(findings) if f.severity not in (Severity.GOOD, Severity.NOTE)}
+
+
+def idle(*units: str) -> dict[str, Any]:
+    return {"changed": [], "left_over": [], "not_active": list(units), "behind": [], "lines": {}}
+
+
+def test_a_port_that_refuses_is_explained_by_the_daemon_that_does_not_run(keyed_stack: Stack) -> None:
+    front, asks = keyed_stack.all_hosts["frontend-ash"], keyed_stack.all_hosts["smtp-in-ash"]
+    probes = [
+        {"service": service, "kind": "http", "port": port, "said": "refuses the connection"}
+        for service, port in (("rspamd", 11334), ("frontend", 993))
+    ]
+    seen = look(drift=idle("rspamd.service"), health={"asked": 3, "wrong": probes})
+    target = ports._hop(keyed_stack, front, 11333)
+    assert target is not None
+    hop = Endpoint(front, "hop", target, ports.BETWEEN, asks.name, (front,))
+    refuses: Talk = {"connected": False, "refused": True, "error": "refuses the connection"}
+    hangs: Talk = {"connected": False, "error": "closes the connection"}
+    found = hosts.judge(keyed_stack, front, seen, NOW) + ports.judge(keyed_stack, [(hop, refuses)], NOW)
+    because = "frontend-ash: rspamd.service does not run"
+    assert ill(found) == {
+        "rspamd.service does not run": "",
+        "refuses the connection": because,
+        "rspamd on port 11334: refuses the connection": because,
+        # It has nothing to do with that.
+        "frontend on port 993: refuses the connection": "",
+    }
+    assert (
+        ill(hosts.judge(keyed_stack, front, seen, NOW) + ports.judge(keyed_stack, [(hop, hangs)], NOW))[
+            "closes the connection"
+        ]
+        == ""
+    ), "a daemon that does not run closes nothing"
+
+
+def test_a_full_disk_explains_what_the_queue_on_it_refuses_and_nothing_else(keyed_stack: Stack, host: Host) -> None:
+    def full(path: str) -> list[Finding]:
+        disk = {"path": path, "size": 100, "free": 0, "inodes": 9, "free_inodes": 9}
+        mx = next(e for e in ports.public(keyed_stack) if e.host == host and e.service == "mx")
+        replies = [("", "postmaster@hill.example", 452, "4.3.1 Insufficient system storage")]
+        findings = hosts.judge(keyed_stack, host, look(disks=[disk]), NOW)
+        for sender, recipient, code, text in replies:
+            findings += ports._reply(mx.place, sender, recipient, code, text, (causes.queue(host),))
+        return findings
+
+    what = "does not take mail for postmaster@hill.example: 452 4.3.1 Insufficient system storage"
+    for path in ("/", "/var/spool/postfix"):
+        assert ill(full(path))[what] == f"{host.name}: {path}: 0 B of 100 B free"
+    assert ill(full("/tmp"))[what] == ""
+
+
+def test_what_follows_from_a_unit_that_failed_follows_from_its_failure(keyed_stack: Stack, host: Host) -> None:
+    probe = {"service": "opendkim", "kind": "listen", "port": 8891, "said": "nobody listens"}
+    units = {"failed": ["opendkim.service"], "restarts": {}}
+    seen = look(drift=idle("opendkim.service"), units=units, health={"asked": 3, "wrong": [probe]})
+    first = f"{host.name}: opendkim.service has failed"
+    assert ill(hosts.judge(keyed_stack, host, seen, NOW)) == {
+        "opendkim.service has failed": "",
+        "opendkim.service does not run": first,
+        "opendkim on port 8891: nobody listens": first,
+    }
+
+
+def test_the_report_tells_what_follows_below_its_cause_and_counts_it_apart() -> None:
+    cause = Place("hosts", "a").wrong("x does not run", "start it", explains=("x",))
+    effects = [Place("ports", f"a port {n}").wrong("refuses", "see why", ("x",)) for n in range(5)]
+    found = causes.named([cause, *effects, Place("ports", "b").good("answers")])
+    console = Console(width=200)
+    with console.capture() as printed:
+        console.print(report.table("s", found, 1.0))
+    lines = [line.strip() for line in printed.get().splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.endswith("x does not run"))
+    assert lines[at + 1 : at + 6] == [
+        "→ start it",
+        *(f"so: a port {n}: refuses" for n in range(3)),
+        "and 2 more",
+    ]
+    assert lines[-1] == "s: 1 wrong, 5 that follow from it, 1 good (1.0 s)" and status(found) == 1
+    told = json.loads(report.as_json("s", found, 1.0))
+    assert [f["cause"] for f in told["findings"] if f["area"] == "ports" and f["severity"] == "wrong"] == [
+        "a: x does not run"
+    ] * 5
