@@ -19,6 +19,7 @@ from rich.table import Table
 from lab.network import LAN4, STRANGERS
 from lab.pair import FILES, HOSTS
 from lab.state import LabError, State, stack
+from services import dovecot
 from services.dovecot import hashed
 
 ACCOUNTS = (2_000, 10_000)
@@ -79,6 +80,8 @@ def users_of_the_bench(state: State, count: int) -> Iterator[list[list[str]]]:
     lines = "".join(f"{user}:{password}::::::\n" for user in users)
     for host in HOSTS:
         state.run_in(host, ["tee", "-a", *FILES], stdout=subprocess.DEVNULL, input=lines, text=True, check=True)
+        # Those of the round before were there already.
+        state.run_in(host, ["systemctl", "restart", dovecot.FORGET], check=True)
     try:
         yield [[user, PASSWORD] for user in users]
     finally:

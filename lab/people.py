@@ -56,11 +56,11 @@ def aliases() -> dict[str, Any]:
 
 
 def move_in(mailboxes: Mailboxes) -> None:
-    """Gives all of them mail, by LMTP, and some of them their filter. `HOST` is where ``mailboxes`` has to be.
+    """Gives mail to some of them, by LMTP, and filters. `HOST` is where ``mailboxes`` has to be.
 
     Raises `lab.mailboxes.Refused` with the host's words.
     """
-    for name in PEOPLE:
+    for name in (*ODD, *FULL, *FILTERED):
         for size in FULL_WITH_BYTES if name in FULL else (0,):
             mailboxes.ask("deliver", user=name, ids=[f"<{secrets.token_hex(8)}@far.example>"], size=size)
     for name in FILTERED:

@@ -191,7 +191,7 @@ def _people(phases: Phases, state: State) -> None:
     """Fills the mailboxes of the lab's people, once."""
     done = state.folder / "people-moved-in"
     if state.people and not done.exists():
-        with phases.phase(f"mail of {len(people.PEOPLE)} people"):
+        with phases.phase("mail and filters of its people"):
             mailboxes = Mailboxes(state.command_in(people.HOST, []))
             try:
                 people.move_in(mailboxes)
