@@ -402,9 +402,9 @@ def missing_keys(stack: Stack) -> list[Problem]:
     """What ``make keys`` has not made yet, of what stands in clear. Checked before a push, not before rendering."""
     public, advice = stack.keys.public, f"is missing: run make keys STACK={stack.name}"
     problems = [] if public.authority else [Problem("keys.public.authority", advice)]
-    for name in stack.hosts:
+    for name, host in stack.all_hosts.items():
         host_keys = public.hosts.get(name)
-        if not host_keys or not host_keys.ssh or not host_keys.certificate:
+        if not host_keys or not host_keys.certificate or (host.machine is not None and not host_keys.ssh):
             problems.append(Problem(f"keys.public.hosts.{name}", advice))
     if not public.rspamd:
         problems.append(Problem("keys.public.rspamd", advice))
@@ -430,7 +430,7 @@ def missing_secrets(stack: Stack) -> list[Problem]:
     problems = [Problem(f"keys.private.{name}", advice) for name in names if not getattr(private, name)]
     for host in stack.all_hosts.values():
         pair = private.hosts.get(host.name)
-        if pair is None or not pair.ssh or not pair.tls:
+        if pair is None or not pair.tls or (host.machine is not None and not pair.ssh):
             problems.append(Problem(f"keys.private.hosts.{host.name}", advice))
         if stack.acme_names(host) and host.fqdn not in private.tsig:
             problems.append(Problem(f"keys.private.tsig.{host.fqdn}", advice))

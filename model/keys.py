@@ -22,7 +22,8 @@ GIVEN_UP = ("controller",)
 
 
 class HostPublicKeys(Frozen):
-    """``ssh``: the host key as in authorized_keys; ``certificate``: its TLS certificate by the stack's authority.
+    """``ssh``: the host key as in authorized_keys, empty for a host that existed before; ``certificate``: its TLS
+    certificate by the stack's authority.
 
     While the TLS key is replaced, TLSA records name the ``next`` key or the ``previous`` one too, each by the SHA-256
     of its SubjectPublicKeyInfo (RFC 7671 section 8.1).

@@ -36,7 +36,7 @@ from ops.pulumi import (
     unlock,
     unreachable,
 )
-from ops.render import render_stack
+from ops.render import left_out, render_stack
 from services.bundle import Conflict
 from services.dovecot import hashed
 from services.zones import removed_from_dmarc
@@ -153,8 +153,11 @@ def print_password_hash() -> int:
 
 def render(project: Project, out: Path) -> int:
     """Writes all files of all hosts and all zones below a folder."""
-    written = render_stack(project.load(keys_needed=False), out)
+    stack = project.load(keys_needed=False)
+    written = render_stack(stack, out)
     console.print(f"{written} files of {project.stack} written below {out}")
+    if missing := left_out(stack):
+        print(missing, file=sys.stderr)
     return 0
 
 

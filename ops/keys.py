@@ -243,14 +243,16 @@ def complete(stack: Stack, public: PublicKeys, private: PrivateKeys) -> KeyRing:
 def _complete_host(stack: Stack, host: Host, ring: KeyRing) -> None:
     public = ring.public["hosts"].get(host.name) or {"ssh": "", "certificate": ""}
     private = ring.private["hosts"].get(host.name) or {"ssh": "", "tls": ""}
-    ring.pair(
-        public,
-        private,
-        "ssh",
-        f"SSH host key of {host.name}",
-        lambda: ssh_key(host.name)[1],
-        lambda key: ssh_public(key, host.name),
-    )
+    # A host that existed before has a key of its own, which stands at existing.host_key.
+    if host.machine is not None:
+        ring.pair(
+            public,
+            private,
+            "ssh",
+            f"SSH host key of {host.name}",
+            lambda: ssh_key(host.name)[1],
+            lambda key: ssh_public(key, host.name),
+        )
     if not private["tls"]:
         private["tls"] = tls_key()
         ring.made.append(f"TLS key of {host.name}")

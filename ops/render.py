@@ -5,11 +5,25 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from model.checks import missing_keys
 from model.stack import Stack
 from services.bundle import bundle
 from services.zones import zone_files
 
 MARKER = ".rendered-by-posthorn"
+
+
+def left_out(stack: Stack) -> str:
+    """A sentence on the records that a rendering lacks while their keys are not made; empty where all are there."""
+    missing = [problem.path for problem in missing_keys(stack)]
+    kinds = {"DKIM": "keys.public.dkim.", "TLSA": "keys.public.hosts."}
+    lacking = [kind for kind, prefix in kinds.items() if any(path.startswith(prefix) for path in missing)]
+    if not lacking:
+        return ""
+    return (
+        f"{stack.name}: {' and '.join(lacking)} records are left out of the zones, as their keys are missing:"
+        f" run make keys STACK={stack.name}"
+    )
 
 
 def render_stack(stack: Stack, out: Path) -> int:

@@ -14,7 +14,15 @@ from model.checks import missing_keys, missing_secrets
 from model.keys import HostPublicKeys, Keys, PrivateKeys, PublicKeys
 from model.load import parse
 from model.stack import Stack
-from ops.keys import KeyRing, certificate_serves, certificates_without_names, certifies, complete, rspamd_base32
+from ops.keys import (
+    KeyRing,
+    certificate_serves,
+    certificates_without_names,
+    certifies,
+    complete,
+    rspamd_base32,
+    ssh_key,
+)
 from tests.unit.conftest import STACKS
 
 
@@ -61,6 +69,17 @@ def test_a_public_half_of_another_key_gives_way_to_the_private_one(stack: Stack,
     again = complete(stack, mixed, private)
     assert again.made == ["public half of the SSH host key of smtp-in-oak", "certificate of smtp-in-oak"]
     assert again.public["hosts"]["smtp-in-oak"]["ssh"] == public.hosts["smtp-in-oak"].ssh
+
+
+def test_a_host_that_existed_before_has_an_ssh_key_of_its_own_and_gets_none(config: dict[str, Any]) -> None:
+    config["hosts"]["smtp-in-oak"].pop("machine", None)
+    config["hosts"]["smtp-in-oak"]["existing"] = {"host_key": ssh_key("smtp-in-oak")[0]}
+    stack = parse("lab", "Pulumi.lab.yaml", config)
+    made = complete(stack, PublicKeys(), PrivateKeys())
+    assert "SSH host key of smtp-in-oak" not in made.made and "SSH host key of smtp-in-elm" in made.made
+    stack = stack.model_copy(update={"keys": Keys.model_validate({"public": made.public, "private": made.private})})
+    told = {problem.path for problem in (*missing_keys(stack), *missing_secrets(stack))}
+    assert not {path for path in told if "smtp-in-oak" in path}
 
 
 def test_a_key_of_which_a_half_is_missing_counts_as_missing(stack: Stack, ring: KeyRing) -> None:

@@ -22,7 +22,7 @@ from model.stack import Stack
 from ops import pulumi as running
 from ops import ssh
 from ops.__main__ import _console, main
-from ops.render import render_stack
+from ops.render import left_out, render_stack
 from services.dovecot import is_hash_of
 from tests.unit.conftest import LAB
 
@@ -184,6 +184,14 @@ def test_rendering_marks_every_secret_and_writes_every_zone(stack: Stack, tmp_pa
     assert (tmp_path / "out/hosts/smtp-in-oak/etc/posthorn/tls/host.key").read_text() == "SECRET tls-key\n"
     zones = {path.name.removesuffix(".zone") for path in (tmp_path / "out/zones").iterdir()}
     assert zones == set(stack.dns.zones)
+
+
+def test_a_rendering_without_keys_says_which_records_it_lacks_and_one_with_keys_says_nothing(
+    stack: Stack, keyed_stack: Stack
+) -> None:
+    said = left_out(stack)
+    assert "DKIM and TLSA records are left out" in said and f"make keys STACK={stack.name}" in said
+    assert left_out(keyed_stack) == ""
 
 
 def test_rendering_leaves_a_folder_alone_that_holds_other_things(project: Path, stack: Stack) -> None:
