@@ -492,8 +492,9 @@ def install_packages(packages: list[str], replaces: list[str]) -> int:
 
 
 def _missing(packages: list[str]) -> list[str]:
-    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages).stdout
-    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["ii"]}
+    listed = run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *packages).stdout
+    # Whether it is to stay as it is (apt-mark hold) says nothing of that.
+    there = {line.split()[0] for line in listed.splitlines() if line.split()[1:] == ["installed"]}
     return [package for package in packages if package not in there]
 
 
@@ -1209,6 +1210,7 @@ def apply(bundle: dict[str, Any]) -> None:
         clock.lap("looking")
         if change.nothing and not state.undo:
             say(f"{bundle['host']}: nothing to do, {clock}")
+            _serves_nobody_yet(bundle)
             return
         compiled = check_staged(bundle, change.changed, change.removed, change.services)
         clock.lap("checking")
@@ -1231,6 +1233,7 @@ def apply(bundle: dict[str, Any]) -> None:
     used = {secret_path(secret["name"], secret["version"]) for secret in secrets}
     forget_old_versions({secret["name"] for secret in secrets}, used)
     _summary(change, folders, installed, clock)
+    _serves_nobody_yet(bundle)
 
 
 def _swap(change: Change, compiled: dict[str, dict[str, Any]]) -> None:
@@ -1406,6 +1409,13 @@ def _summary(change: Change, folders: list[str], installed: int, clock: Clock) -
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             parts.append(f"{verb} {shown}")
     say(f"{change.bundle['host']}: {'; '.join(parts)}; {clock}")
+
+
+def _serves_nobody_yet(bundle: dict[str, Any]) -> None:
+    """Says what a host waits for whose services are not asked: the file that holds them back has the words."""
+    for reason in sorted({probe["unless"] for probe in bundle["health"] if os.path.exists(probe.get("unless", ""))}):
+        said = Path(reason).read_text().strip() or f"it serves not all that it should, since {reason} is there"
+        say(f"{bundle['host']}: {said}")
 
 
 def report(bundle: dict[str, Any]) -> None:

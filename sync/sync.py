@@ -808,6 +808,8 @@ class Daemon:
         self.pass_due = self.pass_started + every * random.uniform(0.9, 1.1)
         users = await self.users()
         self.store.remember_homes()
+        # Of those who are no users any more nothing is kept.
+        self.changed = {user: at for user, at in self.changed.items() if user in users}
         mine = [user for user in users if everybody or self.configuration.initiates(user)]
         self.pass_left = {u for u in mine if self.configuration.initiates(u) or self.alone or self.filling}
         self.pass_at, self.pass_users = time.time(), len(users)
@@ -1393,7 +1395,8 @@ def open_store(configuration: Configuration) -> int:
     DOVECOT_OPTIONS.write_text(f"DOVECOT_OPTIONS={'-o protocols=' if filling else ''}\n")
     FILLING.unlink(missing_ok=True)
     if filling:
-        FILLING.touch()
+        # A push prints it, as `make up` shows it.
+        FILLING.write_text("it serves no user yet: say posthorn-sync reseed on it (docs/replication.md)\n")
         say("this store has yet to be filled: users are not served before posthorn-sync reseed has ended", 4)
     return 0
 

@@ -624,7 +624,7 @@ class Packages:
     def _run(self, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         said, status = "", 0
         if command[0] == "dpkg-query":
-            said = "".join(f"{name} ii \n" for name in command[4:] if name in self.installed)
+            said = "".join(f"{name} installed\n" for name in command[4:] if name in self.installed)
         elif "--configure" in command:
             self.told.append(self.policy.read_text())
             status = 1 if self.lacks else 0
@@ -1034,3 +1034,33 @@ def test_a_folder_that_a_service_replaced_by_a_link_is_not_given_to_it(host: Hos
         # Root alone may have put it now: an operator keeps the folder elsewhere.
         agent.apply(bundle)
         assert (roots / "deep").is_dir()
+
+
+# What a push says of a host that is held back
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("say the word on it\n", ["h: say the word on it"]), (None, []), ("", ["h: it serves not all"])]
+)
+def test_a_push_to_a_host_that_serves_nobody_yet_says_what_it_waits_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, said: list[str]
+) -> None:
+    held = tmp_path / "filling"
+    if text is not None:
+        held.write_text(text)
+    agent._serves_nobody_yet({"host": "h", "health": [{"unless": str(held)}, {"unless": str(held)}, {"kind": "dns"}]})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
+@pytest.mark.parametrize(("status", "missing"), [("installed", []), ("half-configured", ["nginx"])])
+def test_a_package_is_there_whether_or_not_it_is_held(
+    monkeypatch: pytest.MonkeyPatch, status: str, missing: list[str]
+) -> None:
+    # With apt-mark hold the wanted action is "hold", the status is what it was (dpkg-query(1)).
+    def asked(*command: str) -> subprocess.CompletedProcess[str]:
+        assert command[3] == "${Package} ${db:Status-Status}\n"
+        return subprocess.CompletedProcess(command, 0, f"nginx {status}\n", "")
+
+    monkeypatch.setattr(agent, "run", asked)
+    assert agent._missing(["nginx"]) == missing
