@@ -809,7 +809,8 @@ class Daemon:
         users = await self.users()
         self.store.remember_homes()
         # Of those who are no users any more nothing is kept.
-        self.changed = {user: at for user, at in self.changed.items() if user in users}
+        known = set(users)
+        self.changed = {user: at for user, at in self.changed.items() if user in known}
         mine = [user for user in users if everybody or self.configuration.initiates(user)]
         self.pass_left = {u for u in mine if self.configuration.initiates(u) or self.alone or self.filling}
         self.pass_at, self.pass_users = time.time(), len(users)

@@ -424,13 +424,15 @@ def test_a_lost_disk_deletes_nothing_and_is_filled_again_when_the_operator_says_
     assert pair.look() == (before, before)
 
 
-def test_a_host_made_anew_with_a_blank_disk_serves_nobody_before_the_operator_s_word(pair: Pair) -> None:
+def test_a_host_made_anew_with_a_blank_disk_serves_nobody_before_the_operator_s_word(lab: Lab, pair: Pair) -> None:
     before = pair.alike()
     pair.run(B, "systemctl", "stop", SERVICE, "dovecot")
     pair.run(B, "sh", "-c", f"rm -rf {STORE}/* /var/lib/posthorn-sync/*")
     try:
         assert pair.run(B, "systemctl", "start", "dovecot", SERVICE).returncode == 0
         refuses(pair, "reseed")
+        pushed = lab.push(B)
+        assert pushed.returncode == 0 and "serves no user yet: say posthorn-sync reseed on it" in pushed.stdout, pushed
         stays(pair, before)
     finally:
         done = pair.run(B, PROGRAM, "reseed")
