@@ -39,6 +39,7 @@ def configure(stack: Stack, host: Host) -> Service:
             host=host,
             identity=identity,
             secrets=SECRETS,
+            spool=SPOOL,
             relay=f"smtp+tls://{LABEL}@{stack.internal_name(Role.SMTP_OUT)}:{smtp_out.SUBMISSION}",
             postmaster=stack.postmaster_address,
             sender=user.sender,

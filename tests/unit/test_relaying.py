@@ -68,7 +68,12 @@ def test_a_host_starts_without_its_data_disk_only_where_no_mail_lies_on_it(keyed
         assert mounts and all(f"\n{wanted}=local-fs.target" in text for text in mounts.values())
         # What writes there starts after it all the same.
         assert all("Before=local-fs.target" in text for text in mounts.values())
-    assert not data_disk.needed(keyed_stack.all_hosts["frontend-oak"])
+    front = keyed_stack.all_hosts["frontend-oak"]
+    drop_in = bundle(keyed_stack, front)["files"]["/etc/systemd/system/opensmtpd.service.d/posthorn.conf"]["content"]
+    assert "[Unit]\n" in drop_in and "\nRequiresMountsFor=/var/spool/smtpd\n" in drop_in, (
+        "its queue is there, or it waits"
+    )
+    assert not data_disk.needed(front)
     assert data_disk.needed(keyed_stack.all_hosts["maildrop-oak"])
 
 
