@@ -99,7 +99,7 @@ def judge_rolls(stack: Stack) -> Findings:
 
 
 def _half_done(stack: Stack, where: str, word: str, what: str) -> Finding:
-    advice = f"make keys STACK={stack.name} ROLL={word} says how it goes on (docs/certificates.md)"
+    advice = f"make keys STACK={stack.name} ROLL={word} says how it goes on (docs/keys.md)"
     return Place("hosts", where).better(f"{what} is being replaced", advice)
 
 

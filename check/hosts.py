@@ -156,8 +156,10 @@ def _drift(stack: Stack, host: Host, place: Place, report: Report) -> Findings:
         yield place.better(f"{path} is left of an earlier push", mend)
     for unit in drift["not_active"]:
         advice = f"start it, or see why: journalctl -u {unit} -n 50"
-        explains = _served_by(stack, host, unit)
-        yield place.wrong(f"{unit} does not run", advice, (causes.unit(host, unit),), explains)
+        # Each path that is kept on the data disk is a mount of its own (services/data_disk.py).
+        below = unit in map(data_disk.mount_unit, data_disk.kept(host))
+        because = (causes.unit(host, unit), *([causes.unit(host, data_disk.mount_unit("/data"))] if below else []))
+        yield place.wrong(f"{unit} does not run", advice, because, _served_by(stack, host, unit))
     for unit in drift["behind"]:
         yield place.better(f"{unit} has not taken up its present files", mend)
     if not any(drift[key] for key in ("changed", "left_over", "not_active", "behind")):

@@ -566,6 +566,18 @@ def test_what_follows_from_a_unit_that_failed_follows_from_its_failure(keyed_sta
     }
 
 
+def test_a_data_disk_that_is_not_mounted_explains_the_paths_that_are_kept_on_it(keyed_stack: Stack) -> None:
+    front, mounts = keyed_stack.all_hosts["frontend-oak"], ("data.mount", "var-lib-acme.mount")
+    units = {"failed": ["data.mount"], "restarts": {}}
+    found = ill(hosts.judge(keyed_stack, front, look(drift=idle(*mounts, "nginx.service"), units=units), NOW))
+    because = "frontend-oak: data.mount has failed"
+    assert found == {
+        "data.mount has failed": "",
+        **{f"{mount} does not run": because for mount in mounts},
+        "nginx.service does not run": "",
+    }
+
+
 def test_the_report_tells_what_follows_below_its_cause_and_counts_it_apart() -> None:
     cause = Place("hosts", "a").wrong("x does not run", "start it", explains=("x",))
     effects = [Place("ports", f"a port {n}").wrong("refuses", "see why", ("x",)) for n in range(5)]
