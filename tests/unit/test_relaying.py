@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from model.load import parse
@@ -75,6 +77,27 @@ def test_a_host_starts_without_its_data_disk_only_where_no_mail_lies_on_it(keyed
     )
     assert not data_disk.needed(front)
     assert data_disk.needed(keyed_stack.all_hosts["maildrop-oak"])
+
+
+def test_a_data_disk_is_made_anew_only_where_it_is_blank(keyed_stack: Stack, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    unit = file(keyed_stack, "maildrop-oak", f"/etc/systemd/system/{data_disk.FORMAT}").replace("\\\n", " ")
+    (look,) = re.findall(r"^ExecStartPre=/bin/sh -c '(.*)'$", unit, re.MULTILINE)
+
+    def may_be_made(at: int, text: bytes) -> bool:
+        with disk.open("wb") as device:
+            device.truncate(300 * 1024**2)
+            device.seek(at)
+            device.write(text)
+        command = ["sh", "-c", look.replace(data_disk.DEVICE, str(disk))]
+        done = subprocess.run(command, capture_output=True, text=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        assert bool(done.returncode) == ("is not blank, and nothing is written there" in done.stderr), done.stderr
+        return done.returncode == 0
+
+    assert may_be_made(0, b"")
+    # What ext4 has further on, behind a first block that is gone; and a signature, which systemd-makefs leaves.
+    assert not may_be_made(200 * 1024**2, b"x") and not may_be_made(0, b"x" * 4096)
+    assert may_be_made(4086, b"SWAPSPACE2")
 
 
 def test_a_private_internet_has_roots_of_its_own(keyed_config: dict[str, Any]) -> None:
