@@ -37,9 +37,9 @@ def _kept(before: dict[str, Any], account: str, password: str) -> str:
 
 def _people(state: State, before: dict[str, Any], config: dict[str, Any]) -> None:
     """Adds the people of the lab, with their addresses."""
-    one = people.PEOPLE[0]
-    config[f"{PROJECT}:accounts"] |= people.accounts(_kept(before, one, state.passwords[one]))
-    config[f"{PROJECT}:domains"][people.DOMAIN]["aliases"] |= people.aliases()
+    one = state.people[0]
+    config[f"{PROJECT}:accounts"] |= people.accounts(state.people, _kept(before, one, state.passwords[one]))
+    config[f"{PROJECT}:domains"][people.DOMAIN]["aliases"] |= people.aliases(state.people)
 
 
 def live_configuration(state: State, before: dict[str, Any]) -> dict[str, Any]:

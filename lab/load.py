@@ -20,7 +20,7 @@ from rich.table import Table
 
 from lab import foreign
 from lab.network import CLIENT, LAN4, STRANGERS
-from lab.people import DOMAIN, FULL, PEOPLE
+from lab.people import DOMAIN, FULL
 from lab.state import LabError, State, stack
 from model.network import Role
 
@@ -36,17 +36,15 @@ SHOWN = 20
 class Day:
     """What the people do: how many there are, for how many seconds, and how much a second of each."""
 
-    users: int = len(PEOPLE) - len(FULL)
+    users: int = 0
+    """All of the lab's whose mailboxes are not full, where it is nought."""
     seconds: float = 60.0
     inbound: float = 5.0
     submissions: float = 2.0
     clicks: float = 2.0
 
     def __post_init__(self) -> None:
-        most = len(PEOPLE) - len(FULL)
-        if not 1 <= self.users <= most:
-            raise LabError(f"{self.users} users: the lab has 1 to {most} whose mailboxes are not full")
-        if min(self.seconds, self.inbound, self.submissions, self.clicks) < 0:
+        if min(self.users, self.seconds, self.inbound, self.submissions, self.clicks) < 0:
             raise LabError("a day has no less than nothing of anything")
 
 
@@ -55,6 +53,7 @@ class Told:
     """What became of a day."""
 
     day: Day
+    people: int
     said: dict[str, Any]
     """What the users saw (lab/habits.py)."""
     inbound: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -90,7 +89,7 @@ class Told:
     def table(self) -> Table:
         """For people."""
         day, said = self.day, self.said
-        table = Table(title=f"{day.users} users for {day.seconds:.0f} s", title_justify="left", show_edge=False)
+        table = Table(title=f"{self.people} users for {day.seconds:.0f} s", title_justify="left", show_edge=False)
         for column in ("", "done", "a second", "median, s", "95 %", "slowest", "refused"):
             table.add_column(column, justify="right" if column else "left")
 
@@ -112,9 +111,11 @@ class Told:
 
 def live(state: State, day: Day) -> Told:
     """Lets the people live a day. Raises `LabError` where it cannot begin."""
-    if not state.people:
-        raise LabError("this lab has no people: make lab-down first, and start one without POSTHORN_PEOPLE=0")
-    people = [name for name in PEOPLE if name not in FULL][: day.users]
+    people = [name for name in state.people if name not in FULL]
+    if not 1 <= (day.users or len(people)) <= len(people):
+        more = "make lab-down first, and start one with more (POSTHORN_PEOPLE)"
+        raise LabError(f"this lab has {len(people)} people whose mailboxes are not full: {more}")
+    people = people[: day.users or len(people)]
     doors = [host.addresses.public[0] for host in stack().hosts_with(Role.FRONTEND) if host.addresses.public]
     request = {
         "doors": [str(door) for door in doors],
@@ -145,7 +146,7 @@ def live(state: State, day: Day) -> Told:
     if said is None:
         raise LabError("the people of the lab did not end their day: see above")
     abroad = {message_id for message_id, (to, _) in said["submitted"].items() if to == ABROAD}
-    return Told(day, said, inbound, _arrived_abroad(state, abroad))
+    return Told(day, len(people), said, inbound, _arrived_abroad(state, abroad))
 
 
 def _write_to(state: State, people: Sequence[str], day: Day) -> dict[str, tuple[str, float]]:

@@ -7,7 +7,7 @@ stand in the live stack file alone. All of them have one password, so that its h
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice, product
 from typing import Any
 
@@ -27,7 +27,7 @@ ODD = (
 )  # fmt: skip
 REGULAR = tuple(f"{first}.{last}" for last, first in islice(product(LAST, FIRST), 200 - 2 - len(ODD)))
 PEOPLE = (*ODD, *REGULAR)
-"""With ann and ben they are two hundred."""
+"""With ann and ben they are two hundred. Of these kinds are the first: a lab may have some of them alone."""
 FULL = REGULAR[:4]
 """Their mailboxes are full: what comes for them waits."""
 FILTERED = REGULAR[4:24]
@@ -41,27 +41,27 @@ FULL_WITH_BYTES = (1_000_000, 60_000)
 QUOTAS = ("20M", "500M", "5G")
 
 
-def accounts(password: str) -> dict[str, dict[str, Any]]:
+def accounts(names: Sequence[str], password: str) -> dict[str, dict[str, Any]]:
     """What stands at ``accounts`` in the stack file; ``password`` is the hash of the one that all of them have."""
-    quotas = {name: QUOTAS[number % len(QUOTAS)] for number, name in enumerate(PEOPLE) if number % 2}
+    quotas = {name: QUOTAS[number % len(QUOTAS)] for number, name in enumerate(names) if number % 2}
     quotas |= dict.fromkeys(FULL, FULL_QUOTA)
-    return {name: {"password": password} | ({"quota": quotas[name]} if name in quotas else {}) for name in PEOPLE}
+    return {name: {"password": password} | ({"quota": quotas[name]} if name in quotas else {}) for name in names}
 
 
-def aliases() -> dict[str, Any]:
+def aliases(names: Sequence[str]) -> dict[str, Any]:
     """What stands at the aliases of their domain: an address each, some with two, and one that is everybody."""
-    own: Mapping[str, Any] = {name: name for name in PEOPLE}
-    second = {f"{name.replace('.', '-')}&co": f"{name}+co" for name in REGULAR[::10]}
-    return {**own, **second, "everybody": list(PEOPLE)}
+    own: Mapping[str, Any] = {name: name for name in names}
+    second = {f"{name.replace('.', '-')}&co": f"{name}+co" for name in REGULAR[::10] if name in names}
+    return {**own, **second, "everybody": list(names)}
 
 
-def move_in(mailboxes: Mailboxes) -> None:
+def move_in(mailboxes: Mailboxes, names: Sequence[str]) -> None:
     """Gives mail to some of them, by LMTP, and filters. `HOST` is where ``mailboxes`` has to be.
 
     Raises `lab.mailboxes.Refused` with the host's words.
     """
-    for name in (*ODD, *FULL, *FILTERED):
+    for name in (name for name in (*ODD, *FULL, *FILTERED) if name in names):
         for size in FULL_WITH_BYTES if name in FULL else (0,):
             mailboxes.ask("deliver", user=name, ids=[f"<{secrets.token_hex(8)}@far.example>"], size=size)
-    for name in FILTERED:
+    for name in (name for name in FILTERED if name in names):
         mailboxes.ask("put_filter", user=name, script=FILTER)

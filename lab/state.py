@@ -26,9 +26,9 @@ LAB = os.environ.get("POSTHORN_LAB") or "lab"
 """Which lab: several stand side by side, and know nothing of one another. The tests have one of their own."""
 RELEASE = int(os.environ.get("POSTHORN_RELEASE") or 0) or None
 """The Debian release of the hosts of a lab that is made, where that is not to be the committed stack's."""
-WITH_PEOPLE = os.environ.get("POSTHORN_PEOPLE") != "0"
-"""Whether a lab that is made has its two hundred people (lab/people.py): where mailboxes are compared all the time, as
-tests of replication do, it takes longer with them."""
+WANTED_PEOPLE = os.environ.get("POSTHORN_PEOPLE") or str(len(PEOPLE))
+"""How many people a lab has that is made (lab/people.py). Each pass of posthorn-sync looks at all of them, so tests
+that have many passes do with few or none."""
 FOLDER = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "posthorn" / LAB
 PREFIX = f"posthorn-{LAB}-"
 RESOLVER = "203.0.113.54"
@@ -41,6 +41,10 @@ class LabError(Exception):
 if not (LAB.isascii() and LAB.isalnum() and len(LAB) <= 12 and LAB != "logs"):
     # A hyphen could make one lab's names begin like another's.
     sys.exit(f"POSTHORN_LAB={LAB}: a lab's name is up to twelve letters and digits")
+
+
+if not WANTED_PEOPLE.isdecimal():
+    sys.exit(f"POSTHORN_PEOPLE={WANTED_PEOPLE}: how many people a lab has is a number")
 
 
 def namespace(name: str) -> str:
@@ -60,8 +64,8 @@ class State:
     """The Debian release of the stack's hosts …"""
     releases: dict[str, int] = field(default_factory=dict)
     """… and of those that were installed anew with another one."""
-    people: bool = False
-    """Whether its people live in it."""
+    people: tuple[str, ...] = ()
+    """Who lives in it, beside the accounts of its stack."""
     passwords: dict[str, str] = field(default_factory=dict)
     tsig_name: str = "posthorn-lab"
     tsig_secret: str = ""
@@ -194,7 +198,7 @@ def load() -> State:
     if not (FOLDER / "state.json").exists():
         raise LabError("there is no lab: start one with make lab")
     values = json.loads((FOLDER / "state.json").read_text())
-    values["trust_anchor"], values["virtual"] = tuple(values["trust_anchor"]), tuple(values["virtual"])
+    values |= {name: tuple(values[name]) for name in ("trust_anchor", "virtual", "people")}
     return State(**values)
 
 
@@ -229,8 +233,8 @@ def load_or_make(machines: str, virtual: Collection[str] = (), release: int | No
     write_atomically(FOLDER / "resolv.conf", f"nameserver {RESOLVER}\noptions timeout:2\n")
     state.tsig_secret = base64.b64encode(secrets.token_bytes(32)).decode()
     state.passwords = {name: secrets.token_urlsafe(12) for name in (*lab_stack.accounts, *lab_stack.machine_users)}
-    state.people = WITH_PEOPLE
-    state.passwords |= dict.fromkeys(PEOPLE if state.people else (), secrets.token_urlsafe(12))
+    state.people = PEOPLE[: int(WANTED_PEOPLE)]
+    state.passwords |= dict.fromkeys(state.people, secrets.token_urlsafe(12))
     state.generations = dict.fromkeys(lab_stack.hosts, "1")
     state.save()
     return state

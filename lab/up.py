@@ -194,7 +194,7 @@ def _people(phases: Phases, state: State) -> None:
         with phases.phase("mail and filters of its people"):
             mailboxes = Mailboxes(state.command_in(people.HOST, []))
             try:
-                people.move_in(mailboxes)
+                people.move_in(mailboxes, state.people)
             finally:
                 mailboxes.close()
         done.touch()

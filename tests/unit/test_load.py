@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lab.load import ABROAD, Day, Told
+from lab.load import ABROAD, Day, Told, live
 from lab.people import FULL, PEOPLE, accounts, aliases
-from lab.state import LabError
+from lab.state import LabError, State
 from model.load import parse
 
 DONE: dict[str, Any] = {"times": [0.1], "refused": []}
@@ -18,7 +18,7 @@ TO = "ada@hill.example"
 def told(inbound: dict[str, tuple[str, float]], abroad: set[str] | None = None, **said: Any) -> Told:
     """A day of which the users say what is given, and nothing else of note."""
     nothing = {"logins": DONE, "mails": DONE, "pages": DONE, "ended": [], "arrived": {}, "submitted": {}, "missing": []}
-    return Told(Day(), {"opened_in": 1.0, **nothing, **said}, inbound, abroad or set())
+    return Told(Day(), 1, {"opened_in": 1.0, **nothing, **said}, inbound, abroad or set())
 
 
 def test_a_day_on_which_each_mail_arrived_once_has_nothing_wrong() -> None:
@@ -43,12 +43,12 @@ def test_what_a_user_would_complain_about_is_told(said: dict[str, Any], words: s
 
 
 def test_no_more_people_have_a_day_than_the_lab_has() -> None:
-    with pytest.raises(LabError, match=f"1 to {len(PEOPLE) - len(FULL)}"):
-        Day(users=200)
+    with pytest.raises(LabError, match="this lab has 10 people whose mailboxes are not full"):
+        live(State(people=(*PEOPLE[:10], *FULL)), Day(users=11))
 
 
 def test_with_its_two_accounts_the_lab_has_two_hundred_of_whom_each_has_an_address(config: dict[str, Any]) -> None:
-    config["accounts"] |= accounts("{BLF-CRYPT}!")
-    config["domains"]["hill.example"]["aliases"] |= aliases()
+    config["accounts"] |= accounts(PEOPLE, "{BLF-CRYPT}!")
+    config["domains"]["hill.example"]["aliases"] |= aliases(PEOPLE)
     stack = parse("lab", "Pulumi.lab.yaml", config)
     assert len(stack.accounts) == 200 and not stack.without_address
