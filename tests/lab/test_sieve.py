@@ -138,7 +138,7 @@ def test_a_refusal_of_a_filter_tells_the_address_and_no_host_inside(lab: Lab) ->
         assert name not in text, text
 
 
-def test_an_answer_of_a_filter_is_signed_and_answers_no_answer_and_no_blind_copy(lab: Lab) -> None:
+def test_an_answer_of_a_filter_is_signed_and_answers_no_answer(lab: Lab) -> None:
     words = f"away {secrets.token_hex(8)}"
     with filtered(lab, "ben", f'require "vacation"; vacation :days 1 "{words}\n{"and far " * 150}";'):
         message_id = foreign.send(lab.state, sender="bob@far.example", to="ben@hill.example", subject="There?")
@@ -167,17 +167,9 @@ def test_an_answer_of_a_filter_is_signed_and_answers_no_answer_and_no_blind_copy
         text = text.replace("Auto-Submitted: auto-replied", "List-Id: <list.far.example>").replace(robot, post)
         lab.run("foreign", "sendmail", "-f", "bob+list@far.example", "ben@hill.example", text=text)
         assert in_mailbox(lab, "ben", post)
-        # Nor does a blind copy, to whichever address.
-        for to in ("ben@hill.example", "sales@hill.example"):
-            copy = f"<{secrets.token_hex(8)}@far.example>"
-            text = f"From: bob@far.example\nTo: carl@far.example\nSubject: To carl\nMessage-ID: {copy}\n\nSee above.\n"
-            lab.run("foreign", "sendmail", "-f", "bob+blind@far.example", to, text=text)
-            assert in_mailbox(lab, "ben", copy)
-        # The answer is from that address, but for a catch-all's.
-        own = {"Sales@Hill.example": "", "ben+shop@moor.example": "", "whoever@dale.example": "ben@hill.example"}
-        for number, (to, author) in enumerate(own.items()):
+        for number, to in enumerate(("sales@hill.example", "ben+shop@moor.example", "whoever@dale.example")):
             foreign.send(lab.state, sender=f"bob+{number}@far.example", to=to, subject="There?")
-            assert f"From: <{author or to}>" in abroad(lab, words, f"Delivered-To: bob+{number}@")
+            assert "From: <ben@hill.example>" in abroad(lab, words, f"Delivered-To: bob+{number}@")
     answers = [mail for mail in foreign.mails(lab.state) if words in mail]
     assert len(answers) == 4, answers
 
@@ -210,12 +202,6 @@ def test_mail_to_a_subaddress_goes_to_its_folder_where_the_user_has_one_and_it_i
         for to, folder in addresses.items():
             search = ("mailbox", folder, "header", "Message-ID", sent[to])
             eventually(lambda search=search: lab.run(MAILDROPS[0], "doveadm", "search", "-u", "ann", *search).stdout)  # type: ignore[misc]
-        # A stranger does not say where it goes.
-        forged = f"<{secrets.token_hex(8)}@far.example>"
-        text = f"Delivered-To: ann+info@maildrop.net.hill.example\nFrom: bob@far.example\nMessage-ID: {forged}\n\nx\n"
-        lab.run("foreign", "sendmail", "-f", "bob@far.example", "ann@hill.example", text=text)
-        search = ("mailbox", "INBOX", "header", "Message-ID", forged)
-        eventually(lambda: lab.run(MAILDROPS[0], "doveadm", "search", "-u", "ann", *search).stdout)
     finally:
         for folder in (*own, *system[1:]):
             lab.run(MAILDROPS[0], "doveadm", "mailbox", "delete", "-u", "ann", folder)

@@ -1,10 +1,8 @@
 # What no filter of the user has filed: mail to name+folder goes to that folder, where the user has made one (RFC 5233).
 # Not to those of the system, nor to what is in them: a stranger is not to put mail where only the user does.
-require ["fileinto", "index", "mailbox", "subaddress", "variables"];
+require ["envelope", "fileinto", "mailbox", "subaddress", "variables"];
 
-# By the field that Dovecot itself has put before all others, with the mailbox that an address leads to (lmtp_hdr_delivery_address):
-# an alias may lead to name+folder. The envelope has the address that was written to (ORCPT).
-if address :index 1 :detail :matches "Delivered-To" "?*" {
+if envelope :detail :matches "to" "?*" {
     set "folder" "${1}${2}";
     # An alias may lead to name+folder, and have a subaddress of its own: that is name+folder+detail then.
     if not mailboxexists "${folder}" {
