@@ -62,6 +62,6 @@ def named(findings: Iterable[Finding]) -> list[Finding]:
 
     causes = [first_cause(finding) for finding in listed]
     return [
-        finding if cause is finding else replace(finding, cause=f"{cause.where}: {cause.what}")
+        finding if cause is finding else replace(finding, cause=cause.told)
         for finding, cause in zip(listed, causes, strict=True)
     ]

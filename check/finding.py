@@ -36,7 +36,12 @@ class Finding:
     explains: tuple[str, ...] = ()
     """What it would explain, by the same words."""
     cause: str = ""
-    """The place and words of the finding that explains it."""
+    """The finding that explains it, as that one is ``told``."""
+
+    @property
+    def told(self) -> str:
+        """Its place and words."""
+        return f"{self.where}: {self.what}"
 
 
 Findings = Iterator[Finding]

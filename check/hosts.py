@@ -19,8 +19,8 @@ from services import data_disk, identity
 from services.roles import services_of
 
 AREA = "hosts"
-QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 QUEUE = "/var/spool/postfix"
+QUEUE_LATE, QUEUE_OLD = 1 * HOUR, 12 * HOUR
 """A mail that waits for an hour meets some trouble, one that waits for half a day meets trouble that stays."""
 QUEUE_MANY = 200
 LESSONS_LATE = 1 * HOUR

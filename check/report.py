@@ -43,7 +43,7 @@ def table(name: str, findings: Sequence[Finding], seconds: float) -> RenderableT
     follows: dict[str, list[str]] = {}
     for finding in findings:
         if finding.cause:
-            follows.setdefault(finding.cause, []).append(f"{finding.where}: {finding.what}")
+            follows.setdefault(finding.cause, []).append(finding.told)
     for area in _areas(findings):
         of_area = [finding for finding in findings if finding.area == area and not finding.cause]
         good = [finding for finding in of_area if finding.severity is Severity.GOOD]
@@ -58,7 +58,7 @@ def table(name: str, findings: Sequence[Finding], seconds: float) -> RenderableT
             text = Text(finding.what)
             if advice:
                 text.append(f"\n→ {advice}", "dim")
-            for effect in _shortened(follows.get(f"{finding.where}: {finding.what}", [])):
+            for effect in _shortened(follows.get(finding.told, [])):
                 text.append(f"\n  {effect}", "dim")
             shown.add_row(Text(mark, style), Text(f"  {places}"), text)
     return Group(shown, Text(), summary(name, findings, seconds))
@@ -77,8 +77,8 @@ def _together(findings: Sequence[Finding], follows: Mapping[str, Sequence[str]])
     for finding in findings:
         advice = finding.advice.replace(finding.where, PLACE) if finding.where else finding.advice
         # What explains others is told with them, for itself.
-        own = f"{finding.where}: {finding.what}"
-        alike.setdefault((finding.severity, own if own in follows else finding.what, advice), []).append(finding)
+        words = finding.told if finding.told in follows else finding.what
+        alike.setdefault((finding.severity, words, advice), []).append(finding)
     more = {1: "", 2: " and 1 other"}
     return [
         (

@@ -20,7 +20,6 @@ from lab.network import LAN4, STRANGERS
 from lab.pair import FILES, HOSTS
 from lab.state import LabError, State, stack
 from services import dovecot
-from services.dovecot import hashed
 
 ACCOUNTS = (2_000, 10_000)
 """How many accounts the mailbox hosts have, in one round after another."""
@@ -76,7 +75,7 @@ def users_of_the_bench(state: State, count: int) -> Iterator[list[list[str]]]:
     """Users with a hash as ``make password`` makes it, on both mailbox hosts, gone afterwards."""
     users = [f"crowd{number:05}" for number in range(count)]
     # One hash for all: it costs as much to check, and is made once.
-    password = hashed(PASSWORD)
+    password = dovecot.hashed(PASSWORD)
     lines = "".join(f"{user}:{password}::::::\n" for user in users)
     for host in HOSTS:
         state.run_in(host, ["tee", "-a", *FILES], stdout=subprocess.DEVNULL, input=lines, text=True, check=True)

@@ -1,8 +1,8 @@
 """Users with the habits of people, in the lab's client namespace: they read, wait for mail, write, and click.
 
 ``python -m lab.habits`` reads one request, a line of JSON, from standard input. It says ``ready`` once all sessions are
-open, and goes on for the seconds that it was told. Then it waits for what is still to arrive: each line of standard
-input is a list of Message-IDs, and the last one ends the waiting. At the end it prints what it saw.
+open, and goes on for the seconds that it was told. Then it reads one more line, a list of the Message-IDs that others
+sent meanwhile, waits for all that is still to arrive, and prints what it saw.
 """
 
 from __future__ import annotations

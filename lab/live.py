@@ -26,7 +26,7 @@ class _NoAliases(yaml.SafeDumper):
 
 
 # Whatever another reader would take for a number is written in quotes.
-_NoAliases.add_implicit_resolver("tag:posthorn,2026:read-otherwise", READ_OTHERWISE, list("+-.0123456789"))
+_NoAliases.add_implicit_resolver(*READ_OTHERWISE)
 
 
 def _kept(before: dict[str, Any], account: str, password: str) -> str:

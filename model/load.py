@@ -40,12 +40,16 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-READ_OTHERWISE = re.compile(
-    r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?0o[0-7_]+|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)$"
+READ_OTHERWISE = (
+    "tag:posthorn,2026:read-otherwise",
+    re.compile(
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?0o[0-7_]+|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?)$"
+    ),
+    list("+-.0123456789"),
 )
-"""What Pulumi's reader (YAML 1.2, Go's yaml.v3) takes for a number or a date. Much of it is text in YAML 1.1: ``0190``
-and ``1e5`` would be 190 and 100000 there, and addresses here."""
-_OTHERWISE = "tag:posthorn,2026:read-otherwise"
+"""An implicit resolver of PyYAML: a tag for what Pulumi's reader (YAML 1.2, Go's yaml.v3) takes for a number or a date.
+Much of it is text in YAML 1.1: ``0190`` and ``1e5`` would be 190 and 100000 there, and addresses here."""
 
 
 def _refuse(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
@@ -54,8 +58,8 @@ def _refuse(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
 
 
 # Those of YAML 1.1 are asked before: what both take for a number is one.
-_UniqueKeys.add_implicit_resolver(_OTHERWISE, READ_OTHERWISE, list("+-.0123456789"))
-_UniqueKeys.add_constructor(_OTHERWISE, _refuse)
+_UniqueKeys.add_implicit_resolver(*READ_OTHERWISE)
+_UniqueKeys.add_constructor(READ_OTHERWISE[0], _refuse)
 
 
 def _without_secrets(value: Any) -> Any:
